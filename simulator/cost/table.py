@@ -1,0 +1,184 @@
+"""One engine's step cost as arrays: what the cost room hands to the engine.
+
+Everything that depends on counts alone is worked out once, exactly, for every count; what remains at run time is one
+look-up and one linear interpolation a step. Decode time is affine in the summed context between knots on purpose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.compiled import compiled, record
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class StepCostTable:
+    """Seconds of one step. All arrays are float64; index = a count.
+
+    A step with ``decode_seqs`` decoding sequences whose contexts sum to ``decode_context`` tokens (tokens computed
+    before the step) and prefill chunks of ``new`` tokens after ``past`` computed ones takes
+
+    * affine kind: ``base_s + per_token_s * tokens + per_context_token_s * (sum of tokens computed before the step)``;
+    * table kind: ``max(floor, gpu) + add`` with
+      pure decode: ``gpu = decode_s[n] + attention(n, decode_context)``, floor and add ``decode_floor_s[n]``,
+      ``decode_add_s[n]``, n = decode_seqs;
+      any prefill token: ``gpu = mixed_s[tokens] + attention + sum of chunk attention``, floor and add
+      ``mixed_floor_s[seqs]``, ``mixed_add_s[seqs]``, plus ``per_finished_prefill_s`` for each prompt it completes.
+
+    ``decode_attention_s[n, k]``: decode attention (all layers) of n sequences with mean context ``context_knots[k]``;
+    linear between knots, and beyond the last two. ``chunk_attention_s[i, j]``: prefill attention (all layers) of
+    ``chunk_new_knots[i]`` new tokens over ``chunk_past_knots[j]`` earlier ones; bilinear, in sqrt-free plain counts.
+    Counts above an array's end are extrapolated linearly from its last two entries.
+    """
+
+    affine: bool
+    base_s: float = 0.0
+    per_token_s: float = 0.0
+    per_context_token_s: float = 0.0
+    decode_s: Floats = field(default_factory=lambda: np.zeros(2))
+    decode_floor_s: Floats = field(default_factory=lambda: np.zeros(2))
+    decode_add_s: Floats = field(default_factory=lambda: np.zeros(2))
+    mixed_s: Floats = field(default_factory=lambda: np.zeros(2))
+    mixed_floor_s: Floats = field(default_factory=lambda: np.zeros(2))
+    mixed_add_s: Floats = field(default_factory=lambda: np.zeros(2))
+    per_finished_prefill_s: float = 0.0
+    context_knots: Floats = field(default_factory=lambda: np.array([0.0, 1.0]))
+    decode_attention_s: Floats = field(default_factory=lambda: np.zeros((2, 2)))
+    chunk_new_knots: Floats = field(default_factory=lambda: np.array([0.0, 1.0]))
+    chunk_past_knots: Floats = field(default_factory=lambda: np.array([0.0, 1.0]))
+    chunk_attention_s: Floats = field(default_factory=lambda: np.zeros((2, 2)))
+
+
+def affine_cost(base_s: float, per_token_s: float = 0.0, per_context_token_s: float = 0.0) -> StepCostTable:
+    """The explicit step time of a topology: for teaching, tests and exact cases."""
+    return StepCostTable(True, base_s, per_token_s, per_context_token_s)
+
+
+StepCost = record(
+    "StepCost",
+    (
+        "affine",
+        "base_s",
+        "per_token_s",
+        "per_context_token_s",
+        "decode_s",
+        "decode_floor_s",
+        "decode_add_s",
+        "mixed_s",
+        "mixed_floor_s",
+        "mixed_add_s",
+        "per_finished_prefill_s",
+        "context_knots",
+        "decode_attention_s",
+        "chunk_new_knots",
+        "chunk_past_knots",
+        "chunk_attention_s",
+    ),
+    __name__,
+)
+
+
+@compiled
+def make_step_cost(
+    affine,
+    base_s,
+    per_token_s,
+    per_context_token_s,
+    decode_s,
+    decode_floor_s,
+    decode_add_s,
+    mixed_s,
+    mixed_floor_s,
+    mixed_add_s,
+    per_finished_prefill_s,
+    context_knots,
+    decode_attention_s,
+    chunk_new_knots,
+    chunk_past_knots,
+    chunk_attention_s,
+):  # type: ignore[no-untyped-def]
+    return StepCost(
+        affine,
+        base_s,
+        per_token_s,
+        per_context_token_s,
+        decode_s,
+        decode_floor_s,
+        decode_add_s,
+        mixed_s,
+        mixed_floor_s,
+        mixed_add_s,
+        per_finished_prefill_s,
+        context_knots,
+        decode_attention_s,
+        chunk_new_knots,
+        chunk_past_knots,
+        chunk_attention_s,
+    )
+
+
+@compiled
+def at_count(values, n):  # type: ignore[no-untyped-def]
+    """``values[n]``, continued linearly past the end."""
+    last = values.size - 1
+    if n <= last:
+        return values[n]
+    return values[last] + (values[last] - values[last - 1]) * (n - last)
+
+
+@compiled
+def knot_below(knots, x):  # type: ignore[no-untyped-def]
+    """Index i of the piece ``knots[i]..knots[i+1]`` that holds x (first or last piece outside)."""
+    i = np.searchsorted(knots, x, side="right") - 1
+    return min(max(i, 0), knots.size - 2)
+
+
+@compiled
+def decode_attention_seconds(cost, seqs, context):  # type: ignore[no-untyped-def]
+    """Decode attention of ``seqs`` sequences whose contexts sum to ``context`` tokens."""
+    if seqs == 0:
+        return 0.0
+    row = min(seqs, cost.decode_attention_s.shape[0] - 1)
+    mean = context / seqs
+    i = knot_below(cost.context_knots, mean)
+    x0, x1 = cost.context_knots[i], cost.context_knots[i + 1]
+    y0, y1 = cost.decode_attention_s[row, i], cost.decode_attention_s[row, i + 1]
+    return (y0 + (y1 - y0) * (mean - x0) / (x1 - x0)) * (seqs / row)
+
+
+@compiled
+def chunk_attention_seconds(cost, new, past):  # type: ignore[no-untyped-def]
+    """Prefill attention of one chunk of ``new`` tokens over ``past`` computed ones."""
+    i = knot_below(cost.chunk_new_knots, new)
+    j = knot_below(cost.chunk_past_knots, past)
+    u = (new - cost.chunk_new_knots[i]) / (cost.chunk_new_knots[i + 1] - cost.chunk_new_knots[i])
+    v = (past - cost.chunk_past_knots[j]) / (cost.chunk_past_knots[j + 1] - cost.chunk_past_knots[j])
+    a = cost.chunk_attention_s
+    return (a[i, j] * (1 - u) + a[i + 1, j] * u) * (1 - v) + (a[i, j + 1] * (1 - u) + a[i + 1, j + 1] * u) * v
+
+
+@compiled
+def decode_step_seconds(cost, seqs, context):  # type: ignore[no-untyped-def]
+    """Seconds of a pure decode step: one new token for each of ``seqs`` sequences over ``context`` computed tokens."""
+    if cost.affine:
+        return cost.base_s + cost.per_token_s * seqs + cost.per_context_token_s * context
+    gpu = at_count(cost.decode_s, seqs) + decode_attention_seconds(cost, seqs, context)
+    return max(at_count(cost.decode_floor_s, seqs), gpu) + at_count(cost.decode_add_s, seqs)
+
+
+@compiled
+def mixed_step_seconds(cost, decodes, decode_context, chunks, new, past, chunk_attention_s, finished):  # type: ignore[no-untyped-def]
+    """Seconds of a step with ``chunks`` prefill chunks: ``new`` tokens over ``past`` computed ones in all.
+
+    ``chunk_attention_s`` is the sum of ``chunk_attention_seconds`` over the chunks, ``finished`` how many prompts end.
+    """
+    if cost.affine:
+        return cost.base_s + cost.per_token_s * (decodes + new) + cost.per_context_token_s * (decode_context + past)
+    gpu = at_count(cost.mixed_s, decodes + new) + decode_attention_seconds(cost, decodes, decode_context)
+    gpu += chunk_attention_s + cost.per_finished_prefill_s * finished
+    return max(at_count(cost.mixed_floor_s, decodes + chunks), gpu) + at_count(cost.mixed_add_s, decodes + chunks)
