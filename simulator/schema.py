@@ -29,7 +29,9 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
             if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is written twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key}' is written twice", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -79,7 +81,9 @@ def check(schema: type[S], data: Any, place: str, error: type[InputError] = Inpu
 
 
 def _one_line(schema: type[BaseModel], e: ValidationError, place: str) -> str:
-    details = sorted(e.errors(), key=lambda d: d["type"] != "extra_forbidden")  # a misspelt key explains the missing one
+    details = sorted(
+        e.errors(), key=lambda d: d["type"] != "extra_forbidden"
+    )  # a misspelt key explains the missing one
     first = details[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
@@ -102,7 +106,9 @@ def _schema_at(schema: type[BaseModel] | None, location: Iterable[int | str]) ->
         field = schema.model_fields.get(str(part))
         if field is None:
             continue  # an index or a free key of a container already entered
-        schema = next((t for t in _types_in(field.annotation) if isinstance(t, type) and issubclass(t, BaseModel)), None)
+        schema = next(
+            (t for t in _types_in(field.annotation) if isinstance(t, type) and issubclass(t, BaseModel)), None
+        )
     return schema
 
 
