@@ -1,0 +1,140 @@
+"""What a topology must satisfy before anything is computed from it. Each failure is one line naming the key."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from simulator.cluster.profiles import load_profile
+from simulator.cluster.schema import NetworkPart, PoolPart, Topology
+from simulator.errors import TopologyError, unknown
+from simulator.network.compression import compression_names
+
+#: Routers a topology may name, and what each looks at.
+ROUTER_NAMES: Mapping[str, str] = {
+    "round_robin": "each worker in turn",
+    "random": "any worker, drawn from the run's seed",
+    "least_requests": "fewest requests waiting and running",
+    "least_pending_tokens": "fewest prompt tokens not yet computed",
+    "most_free_blocks": "most free KV blocks",
+    "power_of_two": "the less busy of two drawn workers",
+    "prefix_aware": "longest cached prefix of this prompt, then fewest pending tokens",
+    "session": "the worker that served the session's last turn",
+}
+
+#: Network numbers that mean something for each kind.
+_NUMBERS = {
+    "nvlink": ("nvlink_gbyte_per_s", "gpus_per_node"),
+    "rdma": ("nic_gbit_per_s", "nics_per_node", "gpus_per_node", "nvlink_gbyte_per_s", "placement"),
+    "ethernet": ("nic_gbit_per_s", "nics_per_node", "gpus_per_node", "placement"),
+    "none": (),
+}
+
+
+def check(topology: Topology) -> None:
+    """Raise TopologyError for the first thing that cannot be used."""
+    place = topology.source
+    _check_names(topology, place)
+    _check_roles(topology, place)
+    for pool in topology.pools:
+        _check_pool(topology, pool, f"{place}: pools.{pool.name}")
+    for role in ("prefill", "decode", "colocated"):
+        name = getattr(topology.routing, role)
+        if name not in ROUTER_NAMES:
+            raise TopologyError(unknown(f"{place}: routing.{role}", "router", name, ROUTER_NAMES))
+    if topology.network is not None:
+        _check_network(topology.network, f"{place}: network")
+    _check_transfer(topology, place)
+
+
+def _check_names(topology: Topology, place: str) -> None:
+    for name, times in Counter(pool.name for pool in topology.pools).items():
+        if times > 1:
+            raise TopologyError(f"{place}: pools: name '{name}' is there {times} times; each pool needs its own")
+
+
+def _check_roles(topology: Topology, place: str) -> None:
+    roles = {pool.role for pool in topology.pools}
+    for role, partner in (("prefill", "decode"), ("decode", "prefill")):
+        if role in roles and partner not in roles and "mixed" not in roles:
+            found = ", ".join(sorted(roles))
+            raise TopologyError(
+                f"{place}: pools: a {role} pool needs a {partner} or mixed pool beside it; found {found}"
+            )
+    if "colocated" in roles and len(roles) > 1:
+        others = ", ".join(sorted(roles - {"colocated"}))
+        raise TopologyError(f"{place}: pools: colocated pools stand alone; found {others} beside them (use role mixed)")
+
+
+def _check_pool(topology: Topology, pool: PoolPart, place: str) -> None:
+    """Either model and GPU tell how fast and how big an engine is, or explicit numbers do."""
+    for name, given in (
+        ("step_time", pool_part(topology, pool, "step_time")),
+        ("kv_blocks", kv_blocks(topology, pool)),
+    ):
+        missing = [key for key, value in (("model", topology.model), ("gpu", pool.gpu)) if value is None]
+        if given is None and missing:
+            raise TopologyError(f"{place}: key '{missing[0]}' is missing (or give {name})")
+    profile = load_profile(topology.profile, f"{topology.source}: engine")
+    profile.family.resolve(*settings_layers(topology, pool))
+    try:
+        (pool.precision or topology.precision).value()
+        pool.parallel.value()
+    except TopologyError as error:
+        raise TopologyError(f"{place}: {error}") from None
+
+
+def pool_part(topology: Topology, pool: PoolPart, name: str) -> object:
+    """A part a pool may set for itself: the pool's own, or the topology's."""
+    own = getattr(pool, name)
+    return getattr(topology, name) if own is None else own
+
+
+def kv_blocks(topology: Topology, pool: PoolPart) -> int | None:
+    """Usable KV blocks where the user fixes them: ``kv_blocks``, or the engine's own setting for it."""
+    given = pool_part(topology, pool, "kv_blocks")
+    if given is not None:
+        return int(given)  # type: ignore[call-overload, no-any-return]
+    family = load_profile(topology.profile, f"{topology.source}: engine").family
+    settings = family.resolve(*settings_layers(topology, pool))
+    fixed = int(settings[family.blocks]) if family.blocks else 0
+    if not fixed:
+        return None
+    if family.name == "vllm":
+        return fixed - 1  # vLLM keeps one block for itself
+    return fixed // int(settings[family.block])
+
+
+def settings_layers(topology: Topology, pool: PoolPart) -> list[tuple[str, dict[str, object]]]:
+    """The topology's engine settings, then the pool's."""
+    return [
+        (f"{topology.source}: engine", topology.engine_settings),
+        (f"{topology.source}: pools.{pool.name}.engine", pool.engine),
+    ]
+
+
+def _check_network(network: NetworkPart, place: str) -> None:
+    numbers = {number for allowed in _NUMBERS.values() for number in allowed}
+    for number in sorted(numbers - set(_NUMBERS[network.kind])):
+        if getattr(network, number) is not None:
+            allowed = ", ".join(_NUMBERS[network.kind]) or "nothing else"
+            raise TopologyError(f"{place}.{number}: means nothing for kind {network.kind}; allowed: {allowed}")
+
+
+def _check_transfer(topology: Topology, place: str) -> None:
+    transfer = topology.kv_transfer
+    if isinstance(transfer.compression, str) and transfer.compression not in compression_names():
+        where = f"{place}: kv_transfer.compression"
+        raise TopologyError(unknown(where, "compression", transfer.compression, compression_names()))
+    if not topology.disaggregated or transfer.explicit:
+        return
+    if topology.network is None:
+        raise TopologyError(f"{place}: key 'network' is missing: prefill and decode engines are joined by something")
+    if topology.network.kind == "none":
+        raise TopologyError(
+            f"{place}: network.kind: none cannot carry KV from prefill to decode; allowed: nvlink, rdma, ethernet"
+        )
+    if topology.model is None:
+        raise TopologyError(
+            f"{place}: key 'model' is missing: it tells the bytes of KV (or give kv_transfer.per_block_s)"
+        )

@@ -1,0 +1,179 @@
+"""The shape of a topology file. Every key a user may write is a field here; anything else is refused by name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from simulator.models.precision import Parallel, Precision
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Text = Annotated[str, Field(min_length=1)]
+
+Role = Literal["colocated", "prefill", "decode", "mixed"]
+TransferMode = Literal["pull", "push", "push_layerwise"]
+
+
+class Part(BaseModel):
+    """Base of every part: unknown keys are errors, values are not coerced, instances do not change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class PrecisionPart(Part):
+    """Number formats of weights, KV cache and arithmetic."""
+
+    weights: Text = "bf16"
+    kv_cache: Text = "bf16"
+    activations: Text | None = None
+    attention: Text | None = None
+    attention_weights: Text | None = None
+
+    def value(self) -> Precision:
+        """As the models room reads it."""
+        return Precision(self.weights, self.kv_cache, self.activations, self.attention, self.attention_weights)
+
+
+class ParallelPart(Part):
+    """How the GPUs of one engine share the model; ``ep`` shares the tp x dp ranks among the experts."""
+
+    tp: Count = 1
+    pp: Count = 1
+    dp: Count = 1
+    ep: Count = 1
+
+    def value(self) -> Parallel:
+        """As the models room reads it."""
+        return Parallel(self.tp, self.pp, self.dp, self.ep)
+
+
+class StepTimePart(Part):
+    """An explicit step time: ``base_s + per_token_s x new tokens + per_context_token_s x tokens computed before``."""
+
+    kind: Literal["affine"] = "affine"
+    base_s: Seconds
+    per_token_s: Seconds = 0.0
+    per_context_token_s: Seconds = 0.0
+
+
+class PoolPart(Part):
+    """Like engines that play one role."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
+    role: Role
+    gpu: Text | None = None
+    workers: Count = 1
+    parallel: ParallelPart = ParallelPart()
+    engine: dict[str, Any] = Field(default_factory=dict)
+    precision: PrecisionPart | None = None
+    step_time: StepTimePart | None = None
+    kv_blocks: Count | None = None
+
+
+class NetworkPart(Part):
+    """What joins the GPUs of different engines."""
+
+    kind: Literal["nvlink", "rdma", "ethernet", "none"]
+    link: Text | None = None
+    nic_gbit_per_s: Positive | None = None
+    nics_per_node: Count | None = None
+    gpus_per_node: Count | None = None
+    nvlink_gbyte_per_s: Positive | None = None
+    efficiency: Annotated[float, Field(gt=0, le=1)] | None = None
+    oversubscription: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    placement: Literal["by_pool", "packed"] | None = None
+    setup_s: Seconds | None = None
+    per_descriptor_s: Seconds | None = None
+
+
+class CompressionPart(Part):
+    """KV cache made smaller for the wire, at the price of decoding it on arrival."""
+
+    kind: Text = "custom"
+    ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+    encode_s_per_token: Seconds = 0.0
+    decode_s_per_token: Seconds = 0.0
+    chunk_tokens: Count = 1500
+
+
+class KvTransferPart(Part):
+    """How a finished prompt's KV cache reaches the decode engine."""
+
+    mode: TransferMode | None = None
+    compression: str | CompressionPart = "none"
+    setup_s: Seconds | None = None
+    per_block_s: Seconds | None = None
+    per_descriptor_s: Seconds | None = None
+    max_in_flight: Count | None = None
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the time is given outright, independent of other transfers."""
+        return self.per_block_s is not None
+
+
+class RoutingPart(Part):
+    """Which worker of a pool takes a request; names are those of the routers' table."""
+
+    prefill: Text = "least_pending_tokens"
+    decode: Text = "most_free_blocks"
+    colocated: Text = "least_requests"
+
+
+class FrontendPart(Part):
+    """Host time of a request outside the engine's steps; replaces the engine profile's."""
+
+    before_s: Seconds | None = None
+    after_s: Seconds | None = None
+
+
+class Topology(Part):
+    """A serving cluster, as a user describes it. ``source`` is where it was read from, for messages."""
+
+    name: Text
+    description: str = ""
+    model: Text | None = None
+    precision: PrecisionPart = PrecisionPart()
+    engine: Text | dict[str, Any] = "vllm"
+    pools: Annotated[list[PoolPart], Field(min_length=1)]
+    network: NetworkPart | None = None
+    kv_transfer: KvTransferPart = KvTransferPart()
+    routing: RoutingPart = RoutingPart()
+    frontend: FrontendPart = FrontendPart()
+    step_time: StepTimePart | None = None
+    kv_blocks: Count | None = None
+    max_output_tokens: Count = 4096
+    source: str = Field(default="topology", exclude=True)
+
+    @property
+    def profile(self) -> str:
+        """Name of the engine profile."""
+        return self.engine if isinstance(self.engine, str) else str(self.engine.get("profile", "vllm"))
+
+    @property
+    def engine_settings(self) -> dict[str, Any]:
+        """Settings given for every pool (without the profile's name)."""
+        if isinstance(self.engine, str):
+            return {}
+        return {key: value for key, value in self.engine.items() if key != "profile"}
+
+    @property
+    def disaggregated(self) -> bool:
+        """Whether any request is handed from one engine to another."""
+        return any(pool.role in ("prefill", "decode") for pool in self.pools)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs in all."""
+        return sum(pool.workers * pool.parallel.value().gpus for pool in self.pools)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they would be written in a file; defaults left out."""
+        return self.model_dump(exclude_defaults=True)
+
+    def pool(self, name: str) -> PoolPart:
+        """The pool called ``name``."""
+        return next(pool for pool in self.pools if pool.name == name)

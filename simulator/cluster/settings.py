@@ -1,0 +1,317 @@
+"""What each serving engine can be told, under the engine's own names: one table an engine family.
+
+A table is the single place that holds a setting's type, unit, default and meaning. Engine profiles
+(``hardware_profiles/engines``) may change defaults; a topology's ``engine`` keys override both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from simulator.errors import TopologyError, unknown
+
+Value = int | float | bool | str
+
+#: ``max_model_len`` and its like: take the model's own maximum.
+FROM_MODEL = 0
+#: Sizes that are worked out from the memory that is left.
+FROM_MEMORY = 0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of one engine family."""
+
+    name: str
+    default: Value
+    unit: str
+    doc: str
+    minimum: float = -math.inf
+    maximum: float = math.inf
+    choices: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    also: tuple[Value, ...] = ()
+    """Values allowed outside the range (as -1 for "none")."""
+
+    @property
+    def kind(self) -> str:
+        """``whole number``, ``number``, ``true or false`` or ``name``."""
+        if isinstance(self.default, bool):
+            return "true or false"
+        if isinstance(self.default, int):
+            return "whole number"
+        return "number" if isinstance(self.default, float) else "name"
+
+    @property
+    def allowed(self) -> str:
+        """What values are allowed, in words."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if self.kind in ("true or false", "name"):
+            return self.kind
+        ends = [f"at least {self.minimum:g}"] if self.minimum > -math.inf else []
+        ends += [f"at most {self.maximum:g}"] if self.maximum < math.inf else []
+        text = f"a {self.kind} {' and '.join(ends)}".rstrip()
+        return text + "".join(f", or {value}" for value in self.also)
+
+    def checked(self, value: object, place: str) -> Value:
+        """``value`` in this setting's type, or a TopologyError that says what is allowed."""
+        if isinstance(self.default, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        right_type = isinstance(value, type(self.default)) and isinstance(value, bool) == isinstance(self.default, bool)
+        if right_type and self._in_range(value):  # type: ignore[arg-type]
+            return value  # type: ignore[return-value]
+        raise TopologyError(f"{place}: {value!r} is not allowed; {self.name} is {self.allowed}")
+
+    def _in_range(self, value: Value) -> bool:
+        if value in self.also:
+            return True
+        if self.choices:
+            return value in self.choices
+        return isinstance(value, (bool, str)) or self.minimum <= value <= self.maximum
+
+
+@dataclass(frozen=True)
+class Family:
+    """The settings of one engine family, and which of them carry the meanings every engine shares."""
+
+    name: str
+    settings: tuple[Setting, ...]
+    step_tokens: str
+    """Setting that bounds the new tokens of a step."""
+    sequences: str
+    """Setting that bounds the running sequences."""
+    context: str
+    """Setting that bounds prompt plus output."""
+    block: str
+    """Setting that gives the tokens of a KV block."""
+    memory_fraction: str
+    """Setting that gives the share of GPU memory the engine may use."""
+    blocks: str = ""
+    """Setting that fixes the number of KV blocks (or tokens) by hand; empty where the engine has none."""
+
+    def setting(self, name: str, place: str) -> Setting:
+        """The setting called ``name`` or one of its aliases."""
+        for entry in self.settings:
+            if name == entry.name or name in entry.aliases:
+                return entry
+        raise TopologyError(unknown(place, f"setting of {self.name}", name, [s.name for s in self.settings]))
+
+    def resolve(self, *layers: tuple[str, Mapping[str, object]]) -> dict[str, Value]:
+        """Every setting's value: the table's default, then each ``(place, values)`` layer over the one before."""
+        resolved: dict[str, Value] = {entry.name: entry.default for entry in self.settings}
+        for place, values in layers:
+            seen: dict[str, str] = {}
+            for name, value in values.items():
+                entry = self.setting(name, place)
+                if entry.name in seen:
+                    raise TopologyError(f"{place}: '{name}' and '{seen[entry.name]}' are the same setting; keep one")
+                seen[entry.name] = name
+                resolved[entry.name] = entry.checked(value, f"{place}.{name}")
+        return resolved
+
+
+_STREAM = Setting(
+    "stream_interval", 1, "tokens", "tokens gathered before they are sent to the client; the first is sent at once", 1
+)
+_BLOCK = Setting("block_size", 16, "tokens", "tokens of one KV block", 1)
+
+VLLM = Family(
+    "vllm",
+    (
+        Setting("max_num_seqs", 256, "sequences", "sequences that may run at once", 1),
+        Setting("max_num_batched_tokens", 8192, "tokens", "new tokens of one step, decodes included", 1),
+        _BLOCK,
+        Setting(
+            "prefix_caching",
+            True,
+            "",
+            "keep the KV blocks of finished requests for prompts that begin alike",
+            aliases=("enable_prefix_caching",),
+        ),
+        Setting("async_scheduling", True, "", "plan the next step while the running one runs"),
+        Setting(
+            "max_model_len", FROM_MODEL, "tokens", "longest prompt plus output; 0 takes the model's own maximum", 0
+        ),
+        Setting("gpu_memory_utilization", 0.9, "share of GPU memory", "what the engine may use in all", 0.01, 1.0),
+        Setting("enforce_eager", False, "", "run without CUDA graphs"),
+        Setting(
+            "num_gpu_blocks_override",
+            FROM_MEMORY,
+            "blocks",
+            "KV blocks, the one the engine keeps for itself included; 0 fills the memory",
+            0,
+            aliases=("num_blocks",),
+        ),
+        _STREAM,
+    ),
+    step_tokens="max_num_batched_tokens",
+    sequences="max_num_seqs",
+    context="max_model_len",
+    block="block_size",
+    memory_fraction="gpu_memory_utilization",
+    blocks="num_gpu_blocks_override",
+)
+
+SGLANG = Family(
+    "sglang",
+    (
+        Setting(
+            "max_running_requests",
+            FROM_MEMORY,
+            "requests",
+            "requests that may run at once; 0 works it out from the KV tokens, as SGLang does",
+            0,
+        ),
+        Setting(
+            "chunked_prefill_size",
+            8192,
+            "tokens",
+            "prompt tokens of one step; -1 takes whole prompts",
+            1,
+            also=(-1,),
+        ),
+        Setting("max_prefill_tokens", 16384, "tokens", "prompt tokens of one prefill batch of whole prompts", 1),
+        Setting("schedule_policy", "fcfs", "", "order of the waiting requests", choices=("fcfs", "lpm")),
+        Setting(
+            "schedule_conservativeness",
+            1.0,
+            "factor",
+            "scales the share of the allowed output that admission keeps room for",
+            0.0,
+        ),
+        Setting(
+            "mixed_chunk",
+            False,
+            "",
+            "let decodes ride along in a chunked prefill step",
+            aliases=("enable_mixed_chunk",),
+        ),
+        Setting("disable_radix_cache", False, "", "forget the KV of finished requests"),
+        Setting("page_size", 1, "tokens", "tokens of one KV page", 1),
+        Setting("overlap", True, "", "plan the next step while the running one runs"),
+        Setting(
+            "mem_fraction_static",
+            0.0,
+            "share of GPU memory",
+            "weights plus KV; 0 works it out as SGLang does, from what activations and graphs need",
+            0.01,
+            1.0,
+            also=(0.0,),
+        ),
+        Setting("ignore_eos", False, "", "requests always run to their limit, and admission knows it"),
+        Setting(
+            "context_length", FROM_MODEL, "tokens", "longest prompt plus output; 0 takes the model's own maximum", 0
+        ),
+        Setting(
+            "max_total_tokens",
+            FROM_MEMORY,
+            "tokens",
+            "KV tokens; 0 fills the memory",
+            0,
+            aliases=("max_total_num_tokens",),
+        ),
+        _STREAM,
+    ),
+    step_tokens="chunked_prefill_size",
+    sequences="max_running_requests",
+    context="context_length",
+    block="page_size",
+    memory_fraction="mem_fraction_static",
+    blocks="max_total_tokens",
+)
+
+TENSORRT_LLM = Family(
+    "tensorrt-llm",
+    (
+        Setting("max_batch_size", 2048, "requests", "requests that may run at once", 1),
+        Setting("max_num_tokens", 8192, "tokens", "new tokens of one step, decodes included", 1),
+        Setting("max_seq_len", FROM_MODEL, "tokens", "longest prompt plus output; 0 takes the model's own maximum", 0),
+        Setting(
+            "capacity_scheduler_policy",
+            "GUARANTEED_NO_EVICT",
+            "",
+            "which requests may start: those whose whole allowed length fits, any that fit now, or one batch at a time",
+            choices=("GUARANTEED_NO_EVICT", "MAX_UTILIZATION", "STATIC_BATCH"),
+        ),
+        Setting(
+            "enable_chunked_prefill",
+            False,
+            "",
+            "cut prompts that do not fit a step into chunks",
+            aliases=("enable_chunked_context",),
+        ),
+        Setting(
+            "free_gpu_memory_fraction",
+            0.9,
+            "share of free memory",
+            "share of what weights and activations leave that KV blocks take",
+            0.01,
+            1.0,
+        ),
+        Setting("tokens_per_block", 32, "tokens", "tokens of one KV block", 1),
+        Setting("enable_block_reuse", True, "", "keep the KV blocks of finished requests for prompts that begin alike"),
+        Setting("overlap_scheduler", True, "", "plan the next step while the running one runs"),
+        Setting("max_tokens", FROM_MEMORY, "tokens", "KV tokens; 0 fills the memory", 0),
+        _STREAM,
+    ),
+    step_tokens="max_num_tokens",
+    sequences="max_batch_size",
+    context="max_seq_len",
+    block="tokens_per_block",
+    memory_fraction="free_gpu_memory_fraction",
+    blocks="max_tokens",
+)
+
+DISTSERVE = Family(
+    "distserve",
+    (
+        Setting("max_batch_size", 128, "requests", "prompts of one prefill batch", 1),
+        Setting("max_tokens_per_batch", 8192, "tokens", "prompt tokens of one prefill batch", 1),
+        Setting("max_decode_batch_size", 1024, "requests", "sequences that may decode at once", 1),
+        Setting("max_decode_tokens", 65536, "tokens", "summed context of the sequences that decode at once", 1),
+        Setting(
+            "accept_block_fraction",
+            0.05,
+            "share of KV blocks",
+            "a decode engine takes the next prompt over while those it has taken, but not begun, hold less than this",
+            0.0,
+            1.0,
+        ),
+        _BLOCK,
+        Setting(
+            "max_model_len", FROM_MODEL, "tokens", "longest prompt plus output; 0 takes the model's own maximum", 0
+        ),
+        Setting("gpu_memory_utilization", 0.95, "share of GPU memory", "what the engine may use in all", 0.01, 1.0),
+        _STREAM,
+    ),
+    step_tokens="max_tokens_per_batch",
+    sequences="max_decode_batch_size",
+    context="max_model_len",
+    block="block_size",
+    memory_fraction="gpu_memory_utilization",
+)
+
+SPLITWISE = Family(
+    "splitwise",
+    (
+        Setting("max_prompt_tokens", 2048, "tokens", "prompt tokens of one prompt batch", 1),
+        Setting("max_batch_size", 256, "requests", "sequences that may decode at once", 1),
+        Setting("max_preemptions", 4, "times", "how often a mixed machine may pass over a decoding batch", 0),
+        _BLOCK,
+        Setting(
+            "max_model_len", FROM_MODEL, "tokens", "longest prompt plus output; 0 takes the model's own maximum", 0
+        ),
+        Setting("gpu_memory_utilization", 0.9, "share of GPU memory", "what the engine may use in all", 0.01, 1.0),
+        _STREAM,
+    ),
+    step_tokens="max_prompt_tokens",
+    sequences="max_batch_size",
+    context="max_model_len",
+    block="block_size",
+    memory_fraction="gpu_memory_utilization",
+)
+
+FAMILIES = {family.name: family for family in (VLLM, SGLANG, TENSORRT_LLM, DISTSERVE, SPLITWISE)}
