@@ -27,7 +27,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key '{key}' is written twice", key_node.start_mark
@@ -54,7 +54,7 @@ def read_text(path: Path, error: type[InputError] = InputError) -> str:
 def parse_yaml(text: str, place: str, error: type[InputError] = InputError) -> dict[str, Any]:
     """A YAML mapping with text keys, or a one-line error with the line number."""
     try:
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506 - derived from SafeLoader
+        data = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""

@@ -23,7 +23,7 @@ class GpuFile(Schema):
     """A GPU profile as it is written. Bounds refuse numbers in the wrong unit (GB for bytes, TFLOPS for FLOP/s)."""
 
     name: str
-    aliases: list[str] = []
+    aliases: tuple[str, ...] = ()
     kernels_from: str | None = None
     notes: str = ""
     memory_bytes: int = Field(ge=10**9, le=10**13)
@@ -104,17 +104,23 @@ def _kernel(place: str, data: dict[Any, Any]) -> tuple[dict[str, float], str]:
 
 
 def _find_kernels(profile: GpuFile, folder: Path) -> KernelProfile | None:
-    """The GPU's own kernels if they lie beside its profile, else those of the GPU it names as ``kernels_from``."""
+    """The GPU's own kernels if they lie beside its profile, else those of the GPU it names as ``kernels_from``, or of
+    the one that GPU names in turn."""
     own = folder / f"{profile.name}{KERNELS_SUFFIX}"
     if own.is_file():
         return read_kernels(own, profile.name)
-    donor = profile.kernels_from
-    if donor is None:
-        return None
-    if donor not in list_gpus():
-        raise TopologyError(unknown(f"{profile.name}: kernels_from", "GPU", donor, list_gpus()))
-    measured = shipped("hardware_profiles") / f"{donor}{KERNELS_SUFFIX}"
-    return read_kernels(measured, profile.name, donor) if measured.is_file() else None
+    names = _names()
+    donor, seen = profile.kernels_from, {profile.name}
+    while donor is not None and donor not in seen:
+        path = names.get(_plain(donor))
+        if path is None:
+            raise TopologyError(unknown(f"{profile.name}: kernels_from", "GPU", donor, list_gpus()))
+        measured = path.with_name(f"{path.stem}{KERNELS_SUFFIX}")
+        if measured.is_file():
+            return read_kernels(measured, profile.name, path.stem)
+        seen.add(donor)
+        donor = _read_gpu(path).kernels_from
+    return None
 
 
 def _gpu(path: Path) -> Gpu:

@@ -13,8 +13,6 @@ from simulator.models.model import Details, Mla, Model, Moe
 from simulator.resources import shipped
 from simulator.schema import Schema, check, read_yaml
 
-_Count = Field(ge=1)
-
 
 class MlaEntry(Schema):
     kv_rank: int = Field(ge=1)
@@ -50,7 +48,7 @@ class DetailsEntry(Schema):
 class ModelEntry(Schema):
     """One model of the catalogue. ``window`` and ``window_every``: layers 0, n, 2n ... see ``window`` tokens only."""
 
-    aliases: list[str] = []
+    aliases: tuple[str, ...] = ()
     source: str
     layers: int = Field(ge=1)
     hidden: int = Field(ge=1)
@@ -67,7 +65,7 @@ class ModelEntry(Schema):
     tie_embeddings: bool = False
     mtp_layers: int = Field(0, ge=0)
     max_context: int = Field(ge=1)
-    details: DetailsEntry = DetailsEntry()
+    details: DetailsEntry = Field(default_factory=lambda: DetailsEntry(positions=0))
 
     def model(self, name: str) -> Model:
         """The entry as the rest of the program knows it."""

@@ -109,9 +109,8 @@ class Parallel:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise TopologyError(f"parallel.{f.name}: {value!r} is not a whole number of 1 or more")
         if self.ep not in (1, self.tp * self.dp):
-            raise TopologyError(
-                f"parallel.ep: {self.ep} with tp {self.tp} and dp {self.dp}; allowed: 1 or tp * dp = {self.tp * self.dp}"
-            )
+            allowed = f"1 or tp * dp = {self.tp * self.dp}"
+            raise TopologyError(f"parallel.ep: {self.ep} with tp {self.tp} and dp {self.dp}; allowed: {allowed}")
 
     @property
     def gpus(self) -> int:
