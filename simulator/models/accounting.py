@@ -190,6 +190,25 @@ def kv_bytes(model: Model, context: int, kv_precision: str, tp: int, pp: int) ->
     return held * kv_layer_bytes_per_token(model, kv_precision, tp)
 
 
+def problem(model: Model) -> str:
+    """What is wrong with the shapes of a model, or an empty string."""
+    if min(model.layers, model.hidden, model.q_heads, model.kv_heads, model.head_dim, model.vocab) < 1:
+        return "layers, hidden, heads, head_dim and vocab must be 1 or more"
+    if model.q_heads % model.kv_heads:
+        return f"{model.q_heads} query heads are not a multiple of {model.kv_heads} KV heads"
+    if len(model.windows) != model.layers:
+        return f"{len(model.windows)} windows for {model.layers} layers"
+    if model.ffn < 1 and model.dense_layers:
+        return f"ffn is {model.ffn}, but {model.dense_layers} layers have a dense MLP"
+    moe = model.moe
+    if moe is not None:
+        if not 1 <= moe.top_k <= moe.experts:
+            return f"top_k {moe.top_k} of {moe.experts} experts"
+        if moe.groups > moe.experts or moe.top_groups > moe.groups:
+            return f"{moe.top_groups} of {moe.groups} groups of {moe.experts} experts"
+    return ""
+
+
 def allowed_tp(model: Model) -> list[int]:
     """Degrees that split the heads evenly: divisors of the query heads that divide, or are multiples of, KV heads."""
     kv = model.q_heads if model.mla is not None else model.kv_heads

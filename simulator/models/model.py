@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from simulator.errors import TopologyError
 from simulator.models import accounting
 from simulator.models.precision import Parallel, Precision
 
@@ -85,6 +86,11 @@ class Model:
     max_context: int = 0
     source: str = ""
     details: Details = field(default_factory=Details)
+
+    def __post_init__(self) -> None:
+        problem = accounting.problem(self)
+        if problem:
+            raise TopologyError(f"{self.name}: {problem}")
 
     def is_moe_layer(self, layer: int) -> bool:
         """Whether this layer (0-based) has routed experts."""
