@@ -59,7 +59,7 @@ def _check_roles(topology: Topology, place: str) -> None:
         if role in roles and partner not in roles and "mixed" not in roles:
             found = ", ".join(sorted(roles))
             raise TopologyError(
-                f"{place}: pools: a {role} pool needs a {partner} or mixed pool beside it; found {found}"
+                f"{place}: pools: role {role} needs a {partner} or mixed pool beside it; found {found}"
             )
     if "colocated" in roles and len(roles) > 1:
         others = ", ".join(sorted(roles - {"colocated"}))

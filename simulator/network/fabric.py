@@ -1,0 +1,188 @@
+"""The network between engines as a state machine without a clock: start a transfer, ask when to look, look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.errors import SimulatorError
+from simulator.network import fair
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Link:
+    """One direction of something that carries bytes."""
+
+    name: str
+    capacity_bytes_per_s: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.capacity_bytes_per_s < np.inf:
+            raise SimulatorError(
+                f"link {self.name}: {self.capacity_bytes_per_s} bytes/s; a positive capacity is needed"
+            )
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A path's use of one link: ``load`` of its streams cross it, with ``share`` of its bytes."""
+
+    link: int
+    load: float = 1.0
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Path:
+    """The links between two engines. ``streams``: equal flows that a transfer is made of (one a pair of GPUs)."""
+
+    crossings: tuple[Crossing, ...]
+    streams: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.crossings or any(crossing.load <= 0 for crossing in self.crossings):
+            raise SimulatorError("a path crosses at least one link, each with a positive load")
+
+    def alone_bytes_per_s(self, links: tuple[Link, ...]) -> float:
+        """What a transfer with the network to itself moves."""
+        return self.streams * min(links[c.link].capacity_bytes_per_s / c.load for c in self.crossings)
+
+
+@dataclass(frozen=True)
+class Network:
+    """Links, and the path between each pair of engines that may exchange KV."""
+
+    links: tuple[Link, ...] = ()
+    paths: dict[tuple[int, int], Path] = field(default_factory=dict)
+
+
+class _Columns:
+    """The arrays behind ``fair.FlowColumns``, one row a transfer under way, and the compiled record over them."""
+
+    def __init__(self, rows: int, width: int, capacity: Floats, carried: Floats) -> None:
+        self.state = np.zeros(rows, np.int8)
+        self.event_s, self.remaining_bytes, self.rate_bytes_per_s, self.since_s = np.zeros((4, rows))
+        self.order = np.zeros(rows, np.int64)
+        self.streams = np.ones(rows)
+        self.links = np.full((rows, width), fair.NO_LINK, np.int64)
+        self.load, self.share = np.zeros((2, rows, width))
+        scratch = np.zeros((2, capacity.size))
+        marks = np.zeros(capacity.size, np.bool_)
+        kept = (self.state, self.event_s, self.order, self.remaining_bytes, self.rate_bytes_per_s, self.since_s)
+        self._kept = (*kept, self.streams, self.links, self.load, self.share)
+        self.record: Any = fair.FlowColumns(*self._kept, capacity, carried, *scratch, marks, np.zeros(rows, np.bool_))
+
+    def copy_from(self, old: _Columns) -> None:
+        """Take over the old rows."""
+        for mine, theirs in zip(self._kept, old._kept, strict=True):
+            mine[: theirs.shape[0]] = theirs
+
+
+class Fabric:
+    """Transfers under way over a Network, sharing its links max-min fairly.
+
+    A transfer first waits ``delay_s`` (setting up, posting descriptors), then its bytes flow. Times are seconds, and
+    must not run backwards. Transfers are called by any whole number; two at once need two numbers.
+    """
+
+    def __init__(self, network: Network, rows: int = 32) -> None:
+        self._network = network
+        self._width = max((len(path.crossings) for path in network.paths.values()), default=0) or 1
+        self._capacity = np.array([link.capacity_bytes_per_s for link in network.links], dtype=np.float64)
+        self._carried = np.zeros(len(network.links))
+        self._paths = {pair: self._path_arrays(path) for pair, path in network.paths.items()}
+        self._row_of: dict[int, int] = {}
+        self._id_of = [-1] * rows
+        self._free = list(range(rows - 1, -1, -1))
+        self._started = 0
+        self._resize(rows)
+
+    def start(
+        self, transfer_id: int, src: int, dst: int, size_bytes: float, now_s: float, delay_s: float = 0.0
+    ) -> None:
+        """Begin moving ``size_bytes`` from engine ``src`` to ``dst``; with none to move it ends after ``delay_s``."""
+        if transfer_id in self._row_of:
+            raise SimulatorError(f"transfer {transfer_id} is already under way")
+        row = self._new_row(transfer_id)
+        columns = self._columns
+        if size_bytes > 0:
+            links, load, share, streams = self._paths[src, dst]
+            columns.links[row], columns.load[row], columns.share[row], columns.streams[row] = (
+                links,
+                load,
+                share,
+                streams,
+            )
+        columns.remaining_bytes[row] = size_bytes
+        columns.event_s[row] = now_s + delay_s
+        columns.order[row] = self._started
+        columns.state[row] = fair.WAITING
+        self._started += 1
+
+    def next_completion(self) -> float:
+        """When to call ``advance`` next: no transfer ends before. Infinity when nothing is under way."""
+        return float(fair.next_event(self._columns.record))
+
+    def advance(self, now_s: float) -> list[tuple[int, float]]:
+        """Every transfer that has ended by ``now_s`` and its end, in order."""
+        count = fair.advance(self._columns.record, now_s, self._rows, self._finish_s)
+        ended: list[tuple[int, float]] = []
+        for row, finish_s in zip(self._rows[:count].tolist(), self._finish_s[:count].tolist(), strict=True):
+            ended.append((self._id_of[row], finish_s))
+            self._forget(row)
+        return ended
+
+    def cancel(self, transfer_id: int, now_s: float) -> None:
+        """Give a transfer up: the others share what it held. Call ``advance(now_s)`` first."""
+        row = self._row_of[transfer_id]
+        fair.release(self._columns.record, row, now_s)
+        self._forget(row)
+
+    def rate(self, transfer_id: int) -> float:
+        """Bytes a second that a transfer moves now (0 while it waits)."""
+        row = self._row_of[transfer_id]
+        flowing = self._columns.state[row] == fair.FLOWING
+        return float(self._columns.rate_bytes_per_s[row]) if flowing else 0.0
+
+    def __len__(self) -> int:
+        return len(self._row_of)
+
+    @property
+    def carried_bytes(self) -> dict[str, float]:
+        """Bytes each link has carried, up to the last change among its flows."""
+        return {link.name: float(b) for link, b in zip(self._network.links, self._carried, strict=True)}
+
+    def _path_arrays(self, path: Path) -> tuple[NDArray[np.int64], Floats, Floats, int]:
+        links = np.full(self._width, fair.NO_LINK, np.int64)
+        load, share = np.zeros((2, self._width))
+        for k, crossing in enumerate(path.crossings):
+            links[k], load[k], share[k] = crossing.link, crossing.load, crossing.share
+        return links, load, share, path.streams
+
+    def _new_row(self, transfer_id: int) -> int:
+        if not self._free:
+            rows = len(self._id_of)
+            self._id_of += [-1] * rows
+            self._free = list(range(2 * rows - 1, rows - 1, -1))
+            self._resize(2 * rows)
+        row = self._free.pop()
+        self._row_of[transfer_id] = row
+        self._id_of[row] = transfer_id
+        return row
+
+    def _forget(self, row: int) -> None:
+        del self._row_of[self._id_of[row]]
+        self._free.append(row)
+
+    def _resize(self, rows: int) -> None:
+        columns = _Columns(rows, self._width, self._capacity, self._carried)
+        if hasattr(self, "_columns"):
+            columns.copy_from(self._columns)
+        self._columns = columns
+        self._rows = np.zeros(rows, np.int64)
+        self._finish_s = np.zeros(rows)
