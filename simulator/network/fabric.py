@@ -73,8 +73,15 @@ class _Columns:
         self.load, self.share = np.zeros((2, rows, width))
         scratch = np.zeros((2, capacity.size))
         marks = np.zeros(capacity.size, np.bool_)
-        kept = (self.state, self.event_s, self.order, self.remaining_bytes, self.rate_bytes_per_s, self.since_s)
-        self._kept = (*kept, self.streams, self.links, self.load, self.share)
+        times = (self.event_s, self.order, self.remaining_bytes, self.rate_bytes_per_s, self.since_s)
+        self._kept: tuple[NDArray[Any], ...] = (
+            self.state,
+            *times,
+            self.streams,
+            self.links,
+            self.load,
+            self.share,
+        )
         self.record: Any = fair.FlowColumns(*self._kept, capacity, carried, *scratch, marks, np.zeros(rows, np.bool_))
 
     def copy_from(self, old: _Columns) -> None:
@@ -100,10 +107,11 @@ class Fabric:
         self._id_of = [-1] * rows
         self._free = list(range(rows - 1, -1, -1))
         self._started = 0
-        self._resize(rows)
+        self._columns = _Columns(rows, self._width, self._capacity, self._carried)
+        self._rows, self._finish_s = np.zeros(rows, np.int64), np.zeros(rows)
 
     def start(
-        self, transfer_id: int, src: int, dst: int, size_bytes: float, now_s: float, delay_s: float = 0.0
+        self, transfer_id: int, src: int, dst: int, size_bytes: float, now_s: float, *, delay_s: float = 0.0
     ) -> None:
         """Begin moving ``size_bytes`` from engine ``src`` to ``dst``; with none to move it ends after ``delay_s``."""
         if transfer_id in self._row_of:
@@ -166,10 +174,7 @@ class Fabric:
 
     def _new_row(self, transfer_id: int) -> int:
         if not self._free:
-            rows = len(self._id_of)
-            self._id_of += [-1] * rows
-            self._free = list(range(2 * rows - 1, rows - 1, -1))
-            self._resize(2 * rows)
+            self._grow(2 * len(self._id_of))
         row = self._free.pop()
         self._row_of[transfer_id] = row
         self._id_of[row] = transfer_id
@@ -179,10 +184,11 @@ class Fabric:
         del self._row_of[self._id_of[row]]
         self._free.append(row)
 
-    def _resize(self, rows: int) -> None:
+    def _grow(self, rows: int) -> None:
+        kept = len(self._id_of)
+        self._id_of += [-1] * (rows - kept)
+        self._free = list(range(rows - 1, kept - 1, -1))
         columns = _Columns(rows, self._width, self._capacity, self._carried)
-        if hasattr(self, "_columns"):
-            columns.copy_from(self._columns)
+        columns.copy_from(self._columns)
         self._columns = columns
-        self._rows = np.zeros(rows, np.int64)
-        self._finish_s = np.zeros(rows)
+        self._rows, self._finish_s = np.zeros(rows, np.int64), np.zeros(rows)

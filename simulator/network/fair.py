@@ -8,6 +8,8 @@ full, its flows stop there and the others go on.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from simulator.compiled import compiled, record
@@ -42,7 +44,7 @@ FlowColumns = record(
 
 
 @compiled
-def mark_component(flows, row):  # type: ignore[no-untyped-def]
+def mark_component(flows: Any, row: int) -> None:
     """Mark the links and flows that compete, directly or through others, with the flow in ``row``."""
     flows.marked[:] = False
     flows.member[:] = False
@@ -70,7 +72,7 @@ def mark_component(flows, row):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def settle(flows, row, now_s):  # type: ignore[no-untyped-def]
+def settle(flows: Any, row: int, now_s: float) -> None:
     """Move the bytes of one flow up to ``now_s``."""
     moved = min(flows.rate_bytes_per_s[row] * (now_s - flows.since_s[row]), flows.remaining_bytes[row])
     flows.remaining_bytes[row] -= moved
@@ -81,7 +83,7 @@ def settle(flows, row, now_s):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def fullest_link(flows):  # type: ignore[no-untyped-def]
+def fullest_link(flows: Any) -> tuple[int, float]:
     """The marked link whose flows stop first, and the level at which they do; -1 when no flow is left to raise."""
     best, level = NO_LINK, np.inf
     for link in range(flows.marked.size):
@@ -93,7 +95,7 @@ def fullest_link(flows):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def fill(flows, now_s):  # type: ignore[no-untyped-def]
+def fill(flows: Any, now_s: float) -> None:
     """Give the marked flows their fair rates from ``now_s`` on."""
     flows.spare[:] = flows.capacity_bytes_per_s
     flows.demand[:] = 0.0
@@ -132,7 +134,7 @@ def fill(flows, now_s):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def next_row(flows):  # type: ignore[no-untyped-def]
+def next_row(flows: Any) -> int:
     """The row whose event comes first (events within an instant: the transfer that came first), or -1."""
     best, when = -1, np.inf
     for row in range(flows.state.size):
@@ -145,13 +147,13 @@ def next_row(flows):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def before(flows, row, other):  # type: ignore[no-untyped-def]
+def before(flows: Any, row: int, other: int) -> bool:
     """Whether ``row`` came before ``other``."""
-    return flows.order[row] < flows.order[other]
+    return flows.order[row] < flows.order[other]  # type: ignore[no-any-return]
 
 
 @compiled
-def release(flows, row, now_s):  # type: ignore[no-untyped-def]
+def release(flows: Any, row: int, now_s: float) -> None:
     """Take a flow out and share what it held among those it competed with."""
     flowing = flows.state[row] == FLOWING
     flows.state[row] = FREE
@@ -162,7 +164,7 @@ def release(flows, row, now_s):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def advance(flows, now_s, rows, finish_s):  # type: ignore[no-untyped-def]
+def advance(flows: Any, now_s: float, rows: Any, finish_s: Any) -> int:
     """Run every event up to ``now_s``. Fills ``rows`` and ``finish_s`` with the transfers that ended; how many."""
     ended = 0
     while ended < rows.size:
@@ -185,7 +187,7 @@ def advance(flows, now_s, rows, finish_s):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def next_event(flows):  # type: ignore[no-untyped-def]
+def next_event(flows: Any) -> float:
     """Seconds of the earliest event, infinity when nothing is under way."""
     when = np.inf
     for row in range(flows.state.size):
