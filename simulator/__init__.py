@@ -1,0 +1,63 @@
+"""Discrete-event simulator of LLM serving clusters, colocated and prefill-decode disaggregated.
+
+>>> from simulator import simulate, compare, load_trace, load_topology, SLO  # doctest: +SKIP
+>>> result = simulate("chat.jsonl", "colocated.yaml", slo="ttft=2s,tpot=50ms")  # doctest: +SKIP
+>>> result.summary()["slo_attainment"]  # doctest: +SKIP
+
+The names in ``__all__`` are the public API; everything else is private by convention.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+#: Public name -> module that has it. Loaded on first use, so that ``simulate --help`` does not wait for numba.
+_HOMES = {
+    "simulate": "simulator.api",
+    "compare": "simulator.api",
+    "Result": "simulator.api",
+    "Comparison": "simulator.api",
+    "load_trace": "simulator.workload.load",
+    "Trace": "simulator.workload.trace",
+    "load_topology": "simulator.cluster.topology",
+    "SLO": "simulator.metrics.slo",
+    "SimulatorError": "simulator.errors",
+    "InputError": "simulator.errors",
+}
+
+__all__ = [
+    "SLO",
+    "Comparison",
+    "InputError",
+    "Result",
+    "SimulatorError",
+    "Trace",
+    "__version__",
+    "compare",
+    "load_topology",
+    "load_trace",
+    "simulate",
+]
+
+if TYPE_CHECKING:
+    from simulator.api import Comparison, Result, compare, simulate
+    from simulator.cluster.topology import load_topology
+    from simulator.errors import InputError, SimulatorError
+    from simulator.metrics.slo import SLO
+    from simulator.workload.load import load_trace
+    from simulator.workload.trace import Trace
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'simulator' has no attribute '{name}'")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
