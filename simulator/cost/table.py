@@ -182,3 +182,25 @@ def mixed_step_seconds(cost, decodes, decode_context, chunks, new, past, chunk_a
     gpu = at_count(cost.mixed_s, decodes + new) + decode_attention_seconds(cost, decodes, decode_context)
     gpu += chunk_attention_s + cost.per_finished_prefill_s * finished
     return max(at_count(cost.mixed_floor_s, decodes + chunks), gpu) + at_count(cost.mixed_add_s, decodes + chunks)
+
+
+def step_cost_record(table: StepCostTable) -> object:
+    """The table as the record that compiled code reads."""
+    return make_step_cost(
+        table.affine,
+        float(table.base_s),
+        float(table.per_token_s),
+        float(table.per_context_token_s),
+        table.decode_s,
+        table.decode_floor_s,
+        table.decode_add_s,
+        table.mixed_s,
+        table.mixed_floor_s,
+        table.mixed_add_s,
+        float(table.per_finished_prefill_s),
+        table.context_knots,
+        table.decode_attention_s,
+        table.chunk_new_knots,
+        table.chunk_past_knots,
+        table.chunk_attention_s,
+    )

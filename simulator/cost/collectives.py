@@ -1,0 +1,119 @@
+"""Collectives: all-reduce, all-gather, reduce-scatter, point to point, and dispatch to experts and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from simulator.cost.kernels import Kernel, Kernels
+from simulator.cost.roofline import Floats, Time, collective_time
+from simulator.hardware.gpu import Gpu
+
+#: Bytes that cross one GPU's link, as a multiple of ``(n - 1) / n`` of the message (ring algorithms).
+_RING = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "alltoall": 1.0}
+
+
+def link_bandwidth(gpu: Gpu) -> float:
+    """One direction of the link between GPUs of a node: NVLink, or PCIe without it."""
+    return gpu.nvlink_bandwidth_bytes_per_s or gpu.pcie_bandwidth_bytes_per_s
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One kind of collective over ``ranks`` GPUs, by the library an engine uses."""
+
+    gpu: Gpu
+    kind: str
+    ranks: int
+    kernel: Kernel
+    between_nodes: Kernel
+
+    @property
+    def inside(self) -> int:
+        """GPUs of one NVLink domain that take part."""
+        return min(self.ranks, max(self.gpu.nvlink_domain_gpus, 1)) if self.gpu.nvlink_domain_gpus > 1 else self.ranks
+
+    def time(self, message: ArrayLike) -> Time:
+        """Seconds for ``message`` bytes (of the whole tensor, as in the tables)."""
+        n = self.inside
+        share = _RING[self.kind] * (n - 1) / n
+        inner = collective_time(link_bandwidth(self.gpu), self.kernel.parameters, n, message, share)
+        inner = self.kernel.apply(inner, (float(n),), message)
+        nodes = -(-self.ranks // n)
+        return inner if nodes == 1 else self._across(inner, message, nodes)
+
+    def _across(self, inner: Time, message: ArrayLike, nodes: int) -> Time:
+        """Hierarchical: inside the nodes, then each GPU's part of the message between them over its NIC."""
+        part = np.asarray(message, dtype=np.float64) / self.inside
+        share = _RING[self.kind] * (nodes - 1) / nodes
+        outer = collective_time(self.gpu.nic_bandwidth_bytes_per_s, self.between_nodes.parameters, nodes, part, share)
+        return Time(*(getattr(inner, f) + getattr(outer, f) for f in Time.__dataclass_fields__))
+
+    def origin(self) -> str:
+        if self.ranks > self.inside:
+            return f"derived: {self.kernel.name} inside nodes, {self.between_nodes.name} between them"
+        return self.kernel.origin((float(self.ranks),))
+
+
+def all_reduce(kernels: Kernels, library: str, ranks: int) -> Collective:
+    """The engine's own all-reduce."""
+    return Collective(
+        kernels.gpu, "all_reduce", ranks, kernels.find("all_reduce", library, "custom"), _between(kernels)
+    )
+
+
+def nccl(kernels: Kernels, kind: str, ranks: int) -> Collective:
+    """A collective of NCCL."""
+    return Collective(kernels.gpu, kind, ranks, kernels.find(kind, "nccl", "nccl"), _between(kernels))
+
+
+def _between(kernels: Kernels) -> Kernel:
+    return kernels.find("between_nodes", "any", "any")
+
+
+def point_to_point_time(gpu: Gpu, kernel: Kernel, message: ArrayLike, *, same_node: bool) -> Time:
+    """Activations handed to the next pipeline stage. Parameters: t0_s, efficiency."""
+    bandwidth = link_bandwidth(gpu) if same_node else gpu.nic_bandwidth_bytes_per_s
+    return collective_time(bandwidth, kernel.parameters, 2, message, 1.0)
+
+
+@dataclass(frozen=True)
+class ExpertExchange:
+    """Dispatch of tokens to experts on other GPUs and the way back, DeepEP style."""
+
+    gpu: Gpu
+    ranks: int
+    hidden: int
+    top_k: int
+    experts: int
+    dispatch: Kernel
+    combine: Kernel
+
+    def time(self, tokens: ArrayLike) -> Time:
+        """Seconds for ``tokens`` on each GPU. A token goes once to each GPU that holds one of its experts."""
+        t = np.asarray(tokens, dtype=np.float64)
+        n = float(self.ranks)
+        reached = (n - 1) * (1.0 - (1.0 - 1.0 / n) ** self.top_k)
+        bandwidth = link_bandwidth(self.gpu) if self._one_domain else self.gpu.nic_bandwidth_bytes_per_s
+        parts = []
+        for kernel, number_bytes in ((self.dispatch, 1.0), (self.combine, 2.0)):
+            message = t * self.hidden * number_bytes
+            part = collective_time(bandwidth, kernel.parameters, self.ranks, message, reached)
+            parts.append(kernel.apply(part, (float(self.hidden), float(self.top_k), float(self.experts)), t))
+        return Time(*(getattr(parts[0], f) + getattr(parts[1], f) for f in Time.__dataclass_fields__))
+
+    @property
+    def _one_domain(self) -> bool:
+        return self.ranks <= self.gpu.nvlink_domain_gpus
+
+    def origin(self) -> str:
+        shape = (float(self.hidden), float(self.top_k), float(self.experts))
+        return self.dispatch.origin(shape) if self._one_domain else f"derived: {self.dispatch.name} over the NICs"
+
+
+def message_bytes(tokens: ArrayLike, hidden: int) -> Floats:
+    """bf16 activations of ``tokens``."""
+    result: Floats = np.asarray(tokens, dtype=np.float64) * hidden * 2.0
+    return result

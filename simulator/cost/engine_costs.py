@@ -1,0 +1,127 @@
+"""Host work and kernel choices of a serving engine: the cost half of an engine profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from simulator.errors import TopologyError, unknown
+from simulator.resources import shipped
+from simulator.schema import Schema, check, read_yaml
+
+FOLDER = "hardware_profiles/engines"
+
+
+class CostsFile(Schema):
+    """The ``costs`` mapping of an engine profile. Seconds are host seconds; each is the same for every deployment."""
+
+    kernels: str
+    overlap: bool
+    host_step_s: float = Field(ge=0)
+    host_seq_s: float = Field(ge=0)
+    step_gap_s: float = Field(ge=0)
+    seq_gap_s: float = Field(ge=0, default=0.0)
+    mixed_step_s: float = Field(ge=0)
+    mixed_layer_s: float = Field(ge=0)
+    mixed_gap_s: float = Field(ge=0)
+    frontend_s: float = Field(ge=0)
+    detokenise_s: float = Field(ge=0)
+    decode_graph_sizes: tuple[int, ...] = ()
+    fused_quantisation: bool = False
+    fused_norm_all_reduce: bool = False
+    all_reduce: str
+    expert_all_to_all: str = "all_gather"
+    routing: str = "balanced"
+    sources: dict[str, str]
+
+
+@dataclass(frozen=True)
+class EngineCosts:
+    """What an engine adds to its kernels.
+
+    ``kernels``: whose measured kernels it runs (vllm, sglang, trtllm). ``overlap``: host work of a step is hidden
+    behind the GPU work of the one before (asynchronous scheduling). ``host_step_s``, ``host_seq_s``: host work of a
+    step and of each sequence in it (scheduling, inputs, outputs). ``step_gap_s``, ``seq_gap_s``: what no overlap hides.
+    ``mixed_step_s``, ``mixed_layer_s``: host time to launch a step with prefill tokens, whose kernels are not one
+    CUDA graph: a floor under its GPU time. ``mixed_gap_s``: what such a step takes more than its GPU work.
+    ``frontend_s``: per request before it is first scheduled; ``detokenise_s``: from a token's step to the client.
+    ``decode_graph_sizes``: batch sizes a pure decode step is padded to. ``fused_quantisation``: activations are
+    quantised inside the kernel before, not by a pass of their own. ``fused_norm_all_reduce``: the norm after an
+    all-reduce is part of it. ``all_reduce``: whose all-reduce it runs (rows of the collective tables).
+    ``expert_all_to_all``: all_gather, deepep. ``routing``: balanced or power_law_1.2, rows of the expert tables.
+    """
+
+    name: str
+    kernels: str
+    overlap: bool
+    host_step_s: float
+    host_seq_s: float
+    step_gap_s: float
+    seq_gap_s: float
+    mixed_step_s: float
+    mixed_layer_s: float
+    mixed_gap_s: float
+    frontend_s: float
+    detokenise_s: float
+    decode_graph_sizes: tuple[int, ...]
+    fused_quantisation: bool
+    fused_norm_all_reduce: bool
+    all_reduce: str
+    expert_all_to_all: str
+    routing: str
+
+
+def list_engines() -> list[str]:
+    """Names of the shipped engine profiles."""
+    return sorted(p.stem for p in _folder().glob("*.yaml"))
+
+
+def _folder() -> Path:
+    return shipped("hardware_profiles") / "engines"
+
+
+def _costs(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The file's ``costs`` over those of the profile it extends; their sources are merged as well."""
+    if path in seen:
+        raise TopologyError(f"{path}: extends itself")
+    data = read_yaml(path, TopologyError)
+    own = data.get("costs") or {}
+    if not isinstance(own, dict):
+        raise TopologyError(f"{path}: costs: a mapping is needed, found {own!r}")
+    if "extends" not in data:
+        return own
+    base = _costs(path.parent / f"{data['extends']}.yaml", (*seen, path))
+    sources = {**base.get("sources", {}), **own.get("sources", {})}
+    return {**base, **own, "sources": sources}
+
+
+def load_engine_costs(name_or_path: str | Path) -> EngineCosts:
+    """Costs of an engine profile by name, or of a YAML file with a ``costs`` mapping.
+
+    Raises TopologyError for an unknown name or a profile that does not follow the schema.
+    """
+    path = Path(str(name_or_path)).expanduser()
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        if str(name_or_path) not in list_engines():
+            raise TopologyError(unknown("engine", "engine", name_or_path, list_engines()))
+        path = _folder() / f"{name_or_path}.yaml"
+    data = _costs(path, ())
+    if not data:
+        raise TopologyError(f"{path}: key 'costs' is missing; an engine profile states its host costs there")
+    return engine_costs(path.stem, data, f"{path}: costs")
+
+
+def engine_costs(name: str, data: Mapping[str, Any], place: str) -> EngineCosts:
+    """EngineCosts of a ``costs`` mapping (that of a shipped profile, merged with what it extends)."""
+    parsed = check(CostsFile, dict(data), place, TopologyError)
+    stated = set(CostsFile.model_fields) - {"sources"}
+    for key in parsed.sources:
+        if key not in stated:
+            raise TopologyError(unknown(f"{place}.sources", "key", key, stated))
+    values: dict[str, Any] = {f.name: getattr(parsed, f.name) for f in fields(EngineCosts) if hasattr(parsed, f.name)}
+    values["decode_graph_sizes"] = tuple(sorted(parsed.decode_graph_sizes))
+    return EngineCosts(name=name, **values)

@@ -1,0 +1,261 @@
+"""The operators of one step of a model on one GPU, each a function of a count of tokens or sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from simulator.cost import collectives
+from simulator.cost.attention import Attention
+from simulator.cost.engine_costs import EngineCosts
+from simulator.cost.kernels import Kernels, at_least_one, gemm_format, kernels_of, nearest_formats
+from simulator.cost.roofline import Floats, MoeShape, Time, gemm_time, moe_time, stream_time
+from simulator.hardware.gpu import Gpu
+from simulator.models.model import Model
+from simulator.models.precision import Parallel, Precision
+
+BF16 = 2.0
+#: Stored format and arithmetic of what checkpoints leave unquantised.
+PLAIN = ("bf16", "bf16")
+#: Bytes a logit is moved by sampling: written in bf16, widened to fp32, read for the maximum.
+SAMPLING_BYTES = 2.0 + 2.0 + 4.0 + 4.0
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One kernel of a step. ``time`` maps counts of tokens (or sequences) in the whole engine to one launch's time on
+    one GPU; it runs ``launches`` times a step."""
+
+    name: str
+    launches: float
+    time: Callable[[Floats], Time]
+    origin: str
+
+    def total(self, counts: Floats) -> Time:
+        """All launches of a step; nothing for a count of zero."""
+        found = self.time(at_least_one(counts)).times(self.launches)
+        return found.scaled(np.where(np.asarray(counts) > 0, 1.0, 0.0))
+
+
+def share(width: int, ranks: int) -> int:
+    """One rank's part of ``width``, rounded up."""
+    return -(-width // ranks)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A model on a GPU in an engine: everything one step's cost depends on, but the counts."""
+
+    model: Model
+    gpu: Gpu
+    precision: Precision
+    parallel: Parallel
+    costs: EngineCosts
+
+    @cached_property
+    def kernels(self) -> Kernels:
+        return kernels_of(self.gpu)
+
+    @cached_property
+    def attention(self) -> Attention:
+        return Attention(self.model, self.gpu, self.precision, self.parallel, self.costs.kernels, self.kernels)
+
+    def local(self, tokens: Floats) -> Floats:
+        """Tokens of one attention data-parallel rank, shared out evenly."""
+        return np.ceil(np.asarray(tokens, dtype=np.float64) / self.parallel.dp)
+
+    # -- building blocks -------------------------------------------------------------------------------------------
+
+    def gemm(self, name: str, launches: float, n: int, k: int, formats: tuple[str, str]) -> Operator:
+        """A projection of the tokens of one rank to ``n`` from ``k``; ``formats``: stored, arithmetic."""
+        stored, arithmetic = formats
+        kind, form = gemm_format(self.gpu, stored, arithmetic)
+        kernel = self.kernels.find("gemm", self.costs.kernels, *nearest_formats(kind))
+
+        def time(tokens: Floats) -> Time:
+            m = self.local(tokens)
+            found = gemm_time(self.gpu, kernel.parameters, form, m, n, k)
+            whole = kernel.apply(found, (float(n), float(k)), m)
+            if form.quantised and self.costs.fused_quantisation:
+                bare = found.seconds - (found.fixed_s - kernel.parameters["t0_s"])
+                whole = whole.scaled(bare / found.seconds)
+            return whole
+
+        origin = kernel.origin((float(n), float(k)))
+        if form.weight_bytes < BF16 and kind == "bf16":
+            origin = f"derived: {kernel.name} with {stored} weights widened in registers"
+        return Operator(name, launches, time, origin)
+
+    def stream(self, name: str, launches: float, bytes_per_token: float) -> Operator:
+        """A memory-bound pass over the tokens of one rank."""
+        kernel = self.kernels.find("elementwise", "any", "any")
+
+        def time(tokens: Floats) -> Time:
+            return stream_time(self.gpu, kernel.parameters, self.local(tokens) * bytes_per_token)
+
+        return Operator(name, launches, time, kernel.origin())
+
+    def all_reduce(self, name: str, launches: float) -> Iterator[Operator]:
+        """Sum of the tensor-parallel ranks' partial activations."""
+        if self.parallel.tp == 1 or launches == 0:
+            return
+        found = collectives.all_reduce(self.kernels, self.costs.all_reduce, self.parallel.tp)
+        hidden = self.model.hidden
+        yield Operator(
+            name,
+            launches,
+            lambda tokens: found.time(collectives.message_bytes(self.local(tokens), hidden)),
+            found.origin(),
+        )
+
+    # -- layers ----------------------------------------------------------------------------------------------------
+
+    def _norms(self, name: str, launches: float) -> Operator:
+        fused = self.costs.fused_norm_all_reduce and self.parallel.tp > 1
+        return self.stream(name, 0.0 if fused else launches, 4 * self.model.hidden * BF16)
+
+    def _attention_operators(self) -> Iterator[Operator]:
+        m, tp, layers = self.model, self.parallel.tp, self.model.layers
+        formats = (self.precision.attention_weight_format, self.precision.attention_gemm_arithmetic)
+        yield self._norms("attention norm", layers)
+        if m.mla is None:
+            q, kv = share(m.q_heads, tp) * m.head_dim, m.kv_heads_per_rank(tp) * m.head_dim
+            yield self.gemm("qkv projection", layers, q + 2 * kv, m.hidden, formats)
+            passes = 2 if m.details.qk_norm else 1
+            yield self.stream("rotary embedding", passes * layers, 2 * (q + kv) * BF16)
+            yield self.stream("KV cache write", layers, 4 * kv * BF16)
+            yield self.gemm("output projection", layers, m.hidden, q, formats)
+        else:
+            yield from self._mla_operators(formats)
+        yield from self.all_reduce("all-reduce after attention", layers)
+
+    def _mla_operators(self, formats: tuple[str, str]) -> Iterator[Operator]:
+        m, mla, layers = self.model, self.model.mla, self.model.layers
+        assert mla is not None
+        heads = share(m.q_heads, self.parallel.tp)
+        latent = mla.kv_rank + mla.rope_dim
+        q_out = heads * (mla.nope_dim + mla.rope_dim)
+        if mla.q_rank:
+            yield self.gemm("q and kv compression", layers, mla.q_rank + latent, m.hidden, formats)
+            yield self.stream("latent norms", 2 * layers, (mla.q_rank + latent) * BF16)
+            yield self.gemm("q expansion", layers, q_out, mla.q_rank, formats)
+        else:
+            yield self.gemm("q and kv projection", layers, q_out + latent, m.hidden, formats)
+            yield self.stream("latent norms", layers, 2 * latent * BF16)
+        yield self.stream("rotary embedding", layers, 2 * (q_out + latent) * BF16)
+        yield self.stream("KV cache write", layers, 2 * latent * BF16)
+        # decode absorbs the expansion of K into q and that of V into the output: the same weights and FLOP a token
+        expanded = heads * (mla.nope_dim + mla.v_dim)
+        yield self.gemm("kv expansion or absorption", layers, expanded, mla.kv_rank, PLAIN)
+        yield self.gemm("output projection", layers, m.hidden, heads * mla.v_dim, formats)
+
+    def _mlp(self, label: str, layers: int, width: int) -> Iterator[Operator]:
+        m, part = self.model, share(width, self.parallel.tp)
+        formats = (self.precision.linear_weight_format, self.precision.gemm_arithmetic)
+        name = f"{label} gate and up" if m.gated else f"{label} up"
+        yield self.gemm(name, layers, part * (2 if m.gated else 1), m.hidden, formats)
+        yield self.stream(f"{label} activation", layers, part * (3 if m.gated else 2) * BF16)
+        yield self.gemm(f"{label} down", layers, m.hidden, part, formats)
+
+    def _feed_forward_operators(self) -> Iterator[Operator]:
+        m = self.model
+        yield self._norms("feed-forward norm", m.layers)
+        if m.dense_layers:
+            yield from self._mlp("MLP", m.dense_layers, m.ffn)
+        if m.moe_layers:
+            yield from self._moe_operators()
+        exchanged = m.moe_layers if self.parallel.dp > 1 else 0
+        yield from self.all_reduce("all-reduce after feed-forward", m.layers - exchanged)
+
+    def _moe_operators(self) -> Iterator[Operator]:
+        m, moe, layers = self.model, self.model.moe, self.model.moe_layers
+        assert moe is not None
+        yield self.gemm("router", layers, moe.experts, m.hidden, PLAIN)
+        yield self.stream("top-k of the router", layers, 2 * moe.experts * 4.0)
+        if moe.shared_width:
+            yield from self._mlp("shared experts", layers, moe.shared_width)
+        yield self._experts(layers)
+        if self.parallel.dp > 1:
+            yield from self._exchange(layers)
+
+    def moe_shape(self) -> MoeShape:
+        """Experts of one GPU."""
+        m, moe, gpus = self.model, self.model.moe, self.parallel.expert_gpus
+        assert moe is not None
+        whole = self.parallel.ep > 1
+        width = moe.expert_ffn if whole else share(moe.expert_ffn, gpus)
+        local = moe.experts / gpus if whole else moe.experts
+        return MoeShape(m.hidden, width, moe.experts, local, moe.top_k, 3.0 if m.gated else 2.0)
+
+    def _experts(self, layers: int) -> Operator:
+        kind, form = gemm_format(self.gpu, self.precision.weights, self.precision.gemm_arithmetic)
+        names = [f"{f}-{self.costs.routing}" for f in nearest_formats(kind)]
+        kernel = self.kernels.find("moe", self.costs.kernels, *names)
+        shape = self.moe_shape()
+        key = (shape.hidden, shape.width, shape.top_k, shape.experts, shape.local_experts)
+
+        def time(tokens: Floats) -> Time:
+            return kernel.apply(moe_time(self.gpu, kernel.parameters, form, shape, tokens), key, tokens)
+
+        origin = kernel.origin(key)
+        if form.weight_bytes < BF16 and kind == "bf16":
+            origin = f"derived: {kernel.name} with {self.precision.weights} weights widened in registers"
+        return Operator("experts", layers, time, origin)
+
+    def _exchange(self, layers: int) -> Iterator[Operator]:
+        """Tokens of all attention ranks to the experts and back."""
+        m, moe, ranks = self.model, self.model.moe, self.parallel.expert_gpus
+        assert moe is not None
+        if self.costs.expert_all_to_all == "deepep" and self.parallel.ep > 1:
+            both = [self.kernels.find(f"expert_{way}", "deepep", "any") for way in ("dispatch", "combine")]
+            found = collectives.ExpertExchange(self.gpu, ranks, m.hidden, moe.top_k, moe.experts, both[0], both[1])
+            yield Operator("expert all-to-all", layers, lambda t: found.time(self.local(t)), found.origin())
+            return
+        for kind, name in (("all_gather", "all-gather to experts"), ("reduce_scatter", "reduce-scatter from experts")):
+            way = collectives.nccl(self.kernels, kind, ranks)
+
+            def time(tokens: Floats, way: collectives.Collective = way) -> Time:
+                return way.time(collectives.message_bytes(tokens, m.hidden))
+
+            yield Operator(name, layers, time, way.origin())
+
+    # -- the whole step --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def token_operators(self) -> tuple[Operator, ...]:
+        """Operators whose time depends on the number of tokens in the step."""
+        found = [self.stream("embedding", 1, 2 * self.model.hidden * BF16)]
+        found += self.all_reduce("all-reduce after embedding", 1)
+        found += [*self._attention_operators(), *self._feed_forward_operators()]
+        if self.parallel.pp > 1:
+            found.append(self._stage_handover())
+        return tuple(op for op in found if op.launches)
+
+    def _stage_handover(self) -> Operator:
+        kernel = self.kernels.find("point_to_point", "any", "any")
+        same = self.parallel.gpus <= max(self.gpu.nvlink_domain_gpus, 1)
+
+        def time(tokens: Floats) -> Time:
+            size = collectives.message_bytes(self.local(tokens), self.model.hidden)
+            return collectives.point_to_point_time(self.gpu, kernel, size, same_node=same)
+
+        return Operator("handover to the next stage", self.parallel.pp - 1, time, kernel.origin())
+
+    @cached_property
+    def sequence_operators(self) -> tuple[Operator, ...]:
+        """Operators of the sequences that may get a token: head, gathering logits, sampling."""
+        m, tp = self.model, self.parallel.tp
+        found = [
+            self.stream("final norm", 1, 4 * m.hidden * BF16),
+            self.gemm("output head", 1, share(m.vocab, tp), m.hidden, PLAIN),
+        ]
+        if tp > 1:
+            gather = collectives.nccl(self.kernels, "all_gather", tp)
+            found.append(
+                Operator("gather logits", 1, lambda n: gather.time(self.local(n) * m.vocab * BF16), gather.origin())
+            )
+        found.append(self.stream("sampling", 1, m.vocab * SAMPLING_BYTES))
+        return tuple(found)

@@ -1,0 +1,215 @@
+"""Roofline times of kernels: pure formulas on arrays, with the fitted parameters handed in.
+
+Every kernel takes ``fixed + ((compute)^p + (memory)^p)^(1/p)`` seconds. A large exponent ``p`` means that arithmetic
+and memory traffic overlap well, 1 that they add up. Efficiencies are fractions of the datasheet peaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from simulator.hardware.gpu import Gpu
+
+Floats = NDArray[np.float64]
+
+#: What bounds a kernel, in the order of ``Time.bound_by``.
+BOUNDS = ("memory", "compute", "latency")
+
+
+@dataclass(frozen=True)
+class Time:
+    """Seconds of one kernel and what they are made of; every field has the shape of the asked counts.
+
+    ``flops`` and ``bytes`` are what the work needs, without padding. ``seconds`` may differ from the roofline of the
+    three parts by a measured residual.
+    """
+
+    seconds: Floats
+    compute_s: Floats
+    memory_s: Floats
+    fixed_s: Floats
+    flops: Floats
+    bytes: Floats
+
+    def bound_by(self) -> str:
+        """The largest of the three parts, for a time of one count."""
+        parts = [float(np.ravel(x)[0]) for x in (self.memory_s, self.compute_s, self.fixed_s)]
+        return BOUNDS[int(np.argmax(parts))]
+
+    def times(self, count: float) -> Time:
+        """The same kernel launched ``count`` times."""
+        return Time(*(getattr(self, name) * count for name in self.__dataclass_fields__))
+
+    def scaled(self, ratio: ArrayLike) -> Time:
+        """The same work with ``seconds`` multiplied by a residual."""
+        return replace(self, seconds=self.seconds * np.asarray(ratio, dtype=np.float64))
+
+    def without_fixed(self) -> Time:
+        """The part that grows with the work: for kernels that serve several chunks in one launch."""
+        return replace(self, seconds=np.maximum(self.seconds - self.fixed_s, 0.0), fixed_s=self.fixed_s * 0)
+
+
+def p_norm(a: ArrayLike, b: ArrayLike, p: float) -> Floats:
+    """``(a^p + b^p)^(1/p)``, stable for large ``p``."""
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    top = np.maximum(np.maximum(x, y), 1e-300)
+    result: Floats = top * ((x / top) ** p + (y / top) ** p) ** (1.0 / p)
+    return result
+
+
+def _time(fixed: ArrayLike, compute: ArrayLike, memory: ArrayLike, p: float, flops: ArrayLike, size: ArrayLike) -> Time:
+    c, m = np.broadcast_arrays(np.asarray(compute, dtype=np.float64), np.asarray(memory, dtype=np.float64))
+    f = np.broadcast_to(np.asarray(fixed, dtype=np.float64), c.shape)
+    whole = np.broadcast_to(np.asarray(flops, dtype=np.float64), c.shape)
+    moved = np.broadcast_to(np.asarray(size, dtype=np.float64), c.shape)
+    return Time(f + p_norm(c, m, p), c, m, f, whole, moved)
+
+
+def wave_padding(tiles: ArrayLike, sms: int, smooth: float) -> Floats:
+    """Factor by which ``tiles`` equal tiles on ``sms`` processors take longer than an even split: the last wave runs
+    part empty. ``smooth`` (0..1) is how much of that is felt; stream-K kernels feel less of it."""
+    n = np.maximum(np.asarray(tiles, dtype=np.float64), 1e-9)
+    full = np.ceil(n / sms) * sms / n
+    result: Floats = 1.0 + smooth * (full - 1.0)
+    return result
+
+
+@dataclass(frozen=True)
+class GemmFormat:
+    """Bytes a number of weights and activations in memory, and the arithmetic they are multiplied in."""
+
+    weight_bytes: float
+    activation_bytes: float
+    arithmetic: str
+    quantised: bool  # activations come in bf16 and are quantised by an extra pass
+
+
+def gemm_time(gpu: Gpu, kernel: Mapping[str, float], kind: GemmFormat, m: ArrayLike, n: float, k: float) -> Time:
+    """``out[m, n] = x[m, k] W[n, k]^T``. ``m`` an array. Parameters: t0_s, compute, memory, p, tile_m, tile_n, wave,
+    and quantise (bandwidth fraction of the pass that quantises activations)."""
+    rows = np.asarray(m, dtype=np.float64)
+    flops = 2.0 * rows * n * k
+    tile_m, tile_n = kernel["tile_m"], kernel["tile_n"]
+    padded_rows = np.ceil(rows / tile_m) * tile_m
+    tiles = padded_rows / tile_m * np.ceil(n / tile_n)
+    padding = 1.0 + kernel["wave"] * (padded_rows / rows * wave_padding(tiles, gpu.sms, 1.0) - 1.0)
+    # a GEMM with few tiles is split over k as well, so padding matters only once compute does
+    compute = flops * padding / (kernel["compute"] * gpu.peak_flops[kind.arithmetic])
+    moved = n * k * kind.weight_bytes + rows * k * kind.activation_bytes + rows * n * 2.0
+    memory = moved / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
+    extra = np.zeros_like(rows)
+    if kind.quantised:
+        extra = kernel.get("quantise_t0_s", 0.0) + rows * k * (2.0 + kind.activation_bytes) / (
+            kernel["quantise"] * gpu.memory_bandwidth_bytes_per_s
+        )
+    return _time(kernel["t0_s"] + extra, compute, memory, kernel["p"], flops, moved)
+
+
+def stream_time(gpu: Gpu, kernel: Mapping[str, float], moved: ArrayLike, launches: float = 1.0) -> Time:
+    """A memory-bound pass (norm, activation, sampling) of ``moved`` bytes. Parameters: t0_s, memory."""
+    size = np.asarray(moved, dtype=np.float64)
+    memory = size / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
+    return _time(kernel["t0_s"] * launches, 0.0 * memory, memory, 1.0, 0.0, size)
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Heads of one GPU. ``qk_dim`` and ``v_dim`` are those the kernel multiplies; ``kv_bytes`` of one token, one
+    layer (K and V, or the latent)."""
+
+    heads: float
+    kv_heads: float
+    qk_dim: float
+    v_dim: float
+    kv_bytes: float
+    arithmetic: str = "bf16"
+
+
+def prefill_attention_time(
+    gpu: Gpu, kernel: Mapping[str, float], shape: AttentionShape, new: ArrayLike, pairs: ArrayLike, attended: ArrayLike
+) -> Time:
+    """Causal attention of ``new`` query tokens: ``pairs`` query-key pairs, ``attended`` tokens of K and V read.
+
+    Parameters: t0_s, compute, memory, p.
+    """
+    q = np.asarray(new, dtype=np.float64)
+    kv = np.asarray(attended, dtype=np.float64)
+    flops = 2.0 * shape.heads * (shape.qk_dim + shape.v_dim) * np.asarray(pairs, dtype=np.float64)
+    moved = q * shape.heads * (shape.qk_dim + shape.v_dim) * 2.0 + kv * shape.kv_bytes + q * shape.kv_bytes
+    compute = flops / (kernel["compute"] * gpu.peak_flops[shape.arithmetic])
+    memory = moved / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
+    return _time(kernel["t0_s"], compute, memory, kernel["p"], flops, moved)
+
+
+def decode_attention_time(
+    gpu: Gpu, kernel: Mapping[str, float], shape: AttentionShape, seqs: ArrayLike, attended: ArrayLike
+) -> Time:
+    """One query token for each of ``seqs`` sequences over ``attended`` tokens each.
+
+    Parameters: t0_s, compute, memory, p, split_tokens, wave: work is cut in pieces of ``split_tokens`` over the
+    processors, and few pieces do not fill them.
+    """
+    n = np.asarray(seqs, dtype=np.float64)
+    kv = np.asarray(attended, dtype=np.float64)
+    flops = 2.0 * shape.heads * (shape.qk_dim + shape.v_dim) * n * kv
+    moved = n * kv * shape.kv_bytes + n * shape.heads * (shape.qk_dim + shape.v_dim) * 2.0
+    pieces = n * shape.kv_heads * np.maximum(kv / kernel["split_tokens"], 1.0)
+    starved = (1.0 + (kernel["fill"] * gpu.sms / pieces) ** 2.0) ** 0.5
+    compute = flops / (kernel["compute"] * gpu.peak_flops[shape.arithmetic])
+    memory = moved * starved / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
+    return _time(kernel["t0_s"], compute, memory, kernel["p"], flops, moved)
+
+
+@dataclass(frozen=True)
+class MoeShape:
+    """Experts of one GPU. ``width`` is the expert's share on this GPU; ``matrices`` 3 with a gate, else 2."""
+
+    hidden: float
+    width: float
+    experts: float
+    local_experts: float
+    top_k: float
+    matrices: float = 3.0
+
+
+def active_experts(shape: MoeShape, tokens: ArrayLike) -> Floats:
+    """Distinct experts of this GPU that at least one token chooses, if choices are independent and even:
+    ``local * (1 - (1 - top_k / experts)^tokens)``."""
+    t = np.asarray(tokens, dtype=np.float64)
+    miss = max(1.0 - shape.top_k / shape.experts, 1e-12)
+    result: Floats = shape.local_experts * (1.0 - miss**t)
+    return result
+
+
+def moe_time(gpu: Gpu, kernel: Mapping[str, float], kind: GemmFormat, shape: MoeShape, tokens: ArrayLike) -> Time:
+    """Fused experts: gate and up, activation, down. Parameters: t0_s, compute, memory, p, tile_m, activation.
+
+    Each active expert's rows are padded to a tile, half a tile on average once it has more than one.
+    """
+    t = np.asarray(tokens, dtype=np.float64)
+    rows = t * shape.top_k * shape.local_experts / shape.experts
+    active = active_experts(shape, t)
+    per_row = 2.0 * shape.matrices * shape.hidden * shape.width
+    padded = rows + active * kernel["tile_m"] * 0.5
+    compute = padded * per_row / (kernel["compute"] * gpu.peak_flops[kind.arithmetic])
+    weights = active * shape.matrices * shape.hidden * shape.width * kind.weight_bytes
+    traffic = rows * (3.0 * shape.hidden + shape.matrices * shape.width) * 2.0 + t * shape.hidden * 4.0
+    memory = (weights + kernel["activation"] * traffic) / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
+    return _time(kernel["t0_s"], compute, memory, kernel["p"], rows * per_row, weights + traffic)
+
+
+def collective_time(
+    bandwidth: float, kernel: Mapping[str, float], ranks: int, message: ArrayLike, share: float
+) -> Time:
+    """One collective over ``ranks`` GPUs; ``message`` bytes on each, ``share * message`` of which cross its link.
+
+    Parameters: t0_s (+ t0_rank_s for each further rank), efficiency of the link, p.
+    """
+    size = np.asarray(message, dtype=np.float64)
+    moved = size * share
+    fixed = kernel["t0_s"] + kernel.get("t0_rank_s", 0.0) * (ranks - 1)
+    return _time(fixed, 0.0 * moved, moved / (kernel["efficiency"] * bandwidth), 1.0, 0.0, moved)

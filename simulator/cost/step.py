@@ -1,0 +1,265 @@
+"""Seconds of one engine step: adds up operators, host work and gaps, and lays the result out as a table of counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from simulator.cost.engine_costs import EngineCosts
+from simulator.cost.operators import Operator, Step
+from simulator.cost.roofline import Floats
+from simulator.cost.table import StepCostTable
+from simulator.hardware.gpu import Gpu
+from simulator.models.model import Model
+from simulator.models.precision import Parallel, Precision
+
+#: Ratio of neighbouring knots. Prefill attention grows with the square of a chunk, and a straight line between knots a
+#: ratio r apart is (r - 1)^2 / (4 r) off at most: 0.3 % at 1.12.
+CHUNK_RATIO, CONTEXT_RATIO = 1.12, 1.2
+#: Counts past this are read from every ``STRIDE``-th one and joined by straight lines.
+DENSE_COUNTS, STRIDE = 8192, 8
+
+
+@dataclass(frozen=True)
+class OperatorCost:
+    """One line of an explained step: all launches of an operator on one GPU."""
+
+    operator: str
+    launches: float
+    seconds: float
+    bound_by: str
+    flops: float
+    bytes: float
+    source: str
+
+
+def _sum(operators: Iterable[Operator], counts: Floats) -> Floats:
+    total = np.zeros(counts.shape)
+    for operator in operators:
+        total = total + operator.total(counts).seconds
+    return total
+
+
+def padded_batch(seqs: ArrayLike, sizes: Sequence[int]) -> Floats:
+    """The captured CUDA graph size a batch runs at; larger batches run as they are."""
+    n = np.asarray(seqs, dtype=np.float64)
+    if not sizes:
+        return n
+    ladder = np.asarray(sorted(sizes), dtype=np.float64)
+    place = np.searchsorted(ladder, n)
+    return np.where(place < ladder.size, ladder[np.minimum(place, ladder.size - 1)], n)
+
+
+@dataclass(frozen=True)
+class HostTime:
+    """Floor under a step's GPU time, and what it takes beside it, by number of sequences."""
+
+    floor_s: Floats
+    add_s: Floats
+
+
+def _hosts(step: Step, seqs: Floats, *, mixed: bool) -> HostTime:
+    costs = step.costs
+    work = costs.host_step_s + costs.host_seq_s * seqs
+    add = costs.step_gap_s + costs.seq_gap_s * seqs + (0.0 if costs.overlap else work)
+    floor = work if costs.overlap else np.zeros_like(work)
+    largest = max(costs.decode_graph_sizes, default=0)
+    launched = np.full(seqs.shape, mixed) | (seqs > largest * step.parallel.dp)
+    launch = costs.mixed_step_s + costs.mixed_layer_s * step.model.layers
+    floor = np.where(launched, np.maximum(floor, launch), floor)
+    return HostTime(floor, add + (costs.mixed_gap_s if mixed else 0.0))
+
+
+def _decode_gpu(step: Step, seqs: Floats) -> Floats:
+    """GPU seconds of a pure decode step without attention over the cache."""
+    padded = padded_batch(np.ceil(seqs / step.parallel.dp), step.costs.decode_graph_sizes) * step.parallel.dp
+    padded = np.where(seqs > 0, padded, 0.0)
+    return _sum(step.token_operators, padded) + _sum(step.sequence_operators, seqs)
+
+
+def _mixed_gpu(step: Step, tokens: Floats) -> Floats:
+    """GPU seconds of a step with prefill tokens, without attention over the cache, head and sampling."""
+    total = _sum(step.token_operators, tokens) + step.attention.chunk_launch_s()
+    return np.where(tokens > 0, total, 0.0)
+
+
+def decode_step_seconds(step: Step, seqs: int, context: float) -> float:
+    """Direct evaluation of a pure decode step: ``context`` is the sum over sequences. What the table must match."""
+    n = np.array([float(seqs)])
+    gpu = _decode_gpu(step, n) + step.attention.decode_seconds(n, context / max(seqs, 1))
+    host = _hosts(step, n, mixed=False)
+    return float((np.maximum(gpu, host.floor_s) + host.add_s)[0])
+
+
+def mixed_step_seconds(step: Step, chunks: Sequence[tuple[int, int]], seqs: int = 0, context: float = 0.0) -> float:
+    """Direct evaluation of a step with prefill ``chunks`` (new, past) beside ``seqs`` decodes over ``context``."""
+    tokens = np.array([float(seqs + sum(new for new, _ in chunks))])
+    gpu = _mixed_gpu(step, tokens)
+    if seqs:
+        gpu = gpu + step.attention.decode_seconds(np.array([float(seqs)]), context / seqs)
+    for new, past in chunks:
+        gpu = gpu + step.attention.chunk_seconds(np.array([float(new)]), np.array([float(past)]))
+    count = np.array([float(seqs + len(chunks))])
+    host = _hosts(step, count, mixed=True)
+    return float((np.maximum(gpu, host.floor_s) + host.add_s + _sum(step.sequence_operators, count))[0])
+
+
+def _spaced(first: float, last: float, ratio: float) -> NDArray[np.float64]:
+    """Whole numbers from 0, 1 and ``first`` to at least ``last``, about ``ratio`` apart."""
+    count = int(np.ceil(np.log(max(last, first * 2) / first) / np.log(ratio))) + 1
+    return np.unique(np.r_[0.0, 1.0, np.round(first * ratio ** np.arange(count))])
+
+
+def _at_all_counts(evaluate: object, top: int) -> Floats:
+    """``evaluate`` at every count up to ``top``; beyond ``DENSE_COUNTS`` at strides, and straight lines between."""
+    assert callable(evaluate)
+    dense = np.arange(min(top, DENSE_COUNTS) + 1, dtype=np.float64)
+    if top <= DENSE_COUNTS:
+        return np.asarray(evaluate(dense), dtype=np.float64)
+    sparse = np.arange(DENSE_COUNTS, top + STRIDE, STRIDE, dtype=np.float64)
+    knots = np.r_[dense, sparse[1:]]
+    return np.interp(np.arange(top + 1, dtype=np.float64), knots, np.asarray(evaluate(knots), dtype=np.float64))
+
+
+def _context_knots(step: Step, max_context: int) -> Floats:
+    edges = [w - 1.0 for w, _ in step.attention.layers if w]
+    return np.unique(np.r_[_spaced(32.0, max_context, CONTEXT_RATIO), edges, max_context])
+
+
+def _past_knots(step: Step, max_context: int) -> Floats:
+    edges = [float(w) for w, _ in step.attention.layers if w]
+    return np.unique(np.r_[_spaced(64.0, max_context, CONTEXT_RATIO), edges])
+
+
+def build_step_cost(
+    model: Model,
+    gpu: Gpu,
+    precision: Precision,
+    parallel: Parallel,
+    engine_costs: EngineCosts,
+    *,
+    max_tokens: int,
+    max_seqs: int,
+    max_context: int,
+) -> StepCostTable:
+    """Step cost of every count up to ``max_tokens`` tokens and ``max_seqs`` sequences a step of the whole engine.
+
+    Tables are shared between equal calls: do not change their arrays.
+    """
+    return _build(_Key(model, gpu, precision, parallel, engine_costs, max_tokens, max_seqs, max_context))
+
+
+@dataclass(frozen=True)
+class _Key:
+    """Arguments of a build, compared by value; GPUs by name and numbers (they hold dictionaries)."""
+
+    model: Model
+    gpu: Gpu
+    precision: Precision
+    parallel: Parallel
+    costs: EngineCosts
+    max_tokens: int
+    max_seqs: int
+    max_context: int
+
+    def __hash__(self) -> int:
+        return hash((self.model, self.gpu.name, self.precision, self.parallel, self.costs, self.max_tokens))
+
+
+@lru_cache(maxsize=64)
+def _build(key: _Key) -> StepCostTable:
+    step = Step(key.model, key.gpu, key.precision, key.parallel, key.costs)
+    seqs = np.arange(key.max_seqs + 1, dtype=np.float64)
+    contexts = _context_knots(step, key.max_context)
+    new, past = _spaced(8.0, key.max_tokens, CHUNK_RATIO), _past_knots(step, key.max_context)
+    decode_host, mixed_host = _hosts(step, seqs, mixed=False), _hosts(step, seqs, mixed=True)
+    return StepCostTable(
+        affine=False,
+        decode_s=_decode_gpu(step, seqs),
+        decode_floor_s=decode_host.floor_s,
+        decode_add_s=decode_host.add_s,
+        mixed_s=_at_all_counts(lambda tokens: _mixed_gpu(step, tokens), key.max_tokens + key.max_seqs),
+        mixed_floor_s=mixed_host.floor_s,
+        mixed_add_s=mixed_host.add_s + _sum(step.sequence_operators, seqs),
+        context_knots=contexts,
+        decode_attention_s=step.attention.decode_seconds(seqs[:, None], contexts[None, :]),
+        chunk_new_knots=new,
+        chunk_past_knots=past,
+        chunk_attention_s=step.attention.chunk_seconds(new[:, None], past[None, :]),
+    )
+
+
+def _line(operator: Operator, count: float) -> OperatorCost:
+    time = operator.total(np.array([count]))
+    return OperatorCost(
+        operator.name,
+        operator.launches,
+        float(time.seconds[0]),
+        time.bound_by(),
+        float(time.flops[0]),
+        float(time.bytes[0]),
+        operator.origin,
+    )
+
+
+def _attention_lines(step: Step, chunks: Sequence[tuple[int, int]], seqs: int, context: float) -> list[OperatorCost]:
+    attention, lines = step.attention, []
+    for window, layers in attention.layers:
+        label = f" (window {window})" if window else ""
+        for new, past in chunks:
+            time = attention.chunk(np.array([float(new)]), np.array([float(past)]), window).times(layers)
+            kernel = attention.prefill_kernel
+            origin = f"derived from the prompt without a past: {kernel.name}" if past else kernel.origin()
+            lines.append(_attention_line(f"prefill attention{label}", layers, time, origin))
+        if seqs:
+            time = attention.decode(np.array([float(seqs)]), context / seqs, window).times(layers)
+            lines.append(_attention_line(f"decode attention{label}", layers, time, attention.decode_kernel.origin()))
+    return lines
+
+
+def _attention_line(name: str, layers: int, time: object, origin: str) -> OperatorCost:
+    from simulator.cost.roofline import Time
+
+    assert isinstance(time, Time)
+    values = [float(np.ravel(x)[0]) for x in (time.seconds, time.flops, time.bytes)]
+    return OperatorCost(name, layers, values[0], time.bound_by(), values[1], values[2], origin)
+
+
+def explain_step(
+    model: Model,
+    gpu: Gpu,
+    precision: Precision,
+    parallel: Parallel,
+    engine_costs: EngineCosts,
+    *,
+    prefill: Sequence[tuple[int, int]] = (),
+    decode: tuple[int, float] = (0, 0.0),
+) -> list[OperatorCost]:
+    """A step's cost, operator by operator: ``prefill`` chunks (new, past), ``decode`` (sequences, summed context).
+
+    The seconds of all lines, host time included, add up to the step's.
+    """
+    step = Step(model, gpu, precision, parallel, engine_costs)
+    seqs, context = decode
+    mixed = bool(prefill)
+    count = np.array([float(seqs + len(prefill))])
+    tokens = float(seqs + sum(new for new, _ in prefill))
+    if not mixed:
+        per_rank = padded_batch(np.ceil(seqs / parallel.dp), engine_costs.decode_graph_sizes)
+        tokens = float(per_rank) * parallel.dp
+    lines = [_line(op, tokens) for op in step.token_operators]
+    lines += _attention_lines(step, prefill, seqs, context)
+    head = [_line(op, float(count[0])) for op in step.sequence_operators]
+    if mixed:
+        launch_s = step.attention.chunk_launch_s()
+        origin = step.attention.prefill_kernel.origin()
+        lines.append(OperatorCost("prefill attention launches", model.layers, launch_s, "latency", 0.0, 0.0, origin))
+    gpu_s = sum(line.seconds for line in (lines if mixed else lines + head))
+    host = _hosts(step, count, mixed=mixed)
+    waits = [("waiting for the host", max(float(host.floor_s[0]) - gpu_s, 0.0)), ("gap", float(host.add_s[0]))]
+    place = f"engine profile {engine_costs.name}"
+    return lines + head + [OperatorCost(n, 1, s, "host", 0.0, 0.0, place) for n, s in waits if s > 0]
