@@ -82,14 +82,18 @@ def _gpus_differ(entries: Sequence[Entry]) -> bool:
 
 
 def _win(first: Entry, others: Sequence[Entry], slo: SLO, same: Same) -> str:
+    if same(first["slo_attainment"], others[0]["slo_attainment"]):
+        behind = listed([f"{rate(entry['goodput_requests_per_s'])} of {entry['name']}" for entry in others])
+        return (
+            f"{first['name']} gives {rate(first['goodput_requests_per_s'])} good requests/s against {behind}; "
+            f"the targets ({_targets(slo)}) are met for {percent(first['slo_attainment'])} of its requests."
+        )
     others_text = listed([f"{percent(entry['slo_attainment'])} of {entry['name']}" for entry in others])
     lead = (
         f"{first['name']} meets the targets ({_targets(slo)}) for {percent(first['slo_attainment'])} of requests "
         f"against {others_text}"
     )
-    if not same(first["slo_attainment"], others[0]["slo_attainment"]):
-        lead += _because(first, others[0], slo)
-    return lead + "."
+    return f"{lead}{_because(first, others[0], slo)}."
 
 
 def _because(first: Entry, other: Entry, slo: SLO) -> str:
