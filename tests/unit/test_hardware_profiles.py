@@ -113,7 +113,8 @@ def test_bad_profile(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [", "line 1: not valid YAML"),
+        ("a: [", r"line \d: not valid YAML"),
+        ("a: " + "[" * 5000, "nested|not valid"),
         ("- 1", "found list"),
         ("", "found NoneType"),
         ("a: 1\na: 2", "twice"),
