@@ -155,7 +155,9 @@ def _rates(ranked: Sequence[Entry], same: Same) -> str:
     text = f"The numbers of GPUs differ; good requests/s per GPU: {listed(rates)}"
     if same(values[0], values[1]):
         return text + ", a tie."
-    return text + (f", {figures(values[0] / values[1])} times as much." if values[1] > 0 else ".")
+    if values[1] <= 0:
+        return text + "."
+    return f"{text}; {by_gpu[0]['name']} has {figures(values[0] / values[1])} times that of {by_gpu[1]['name']}."
 
 
 def _gpus(number: int) -> str:
