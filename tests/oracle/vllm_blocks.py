@@ -28,6 +28,7 @@ class BlockPool:
     """The free queue is taken from at its head. Block 0 is the engine's own and never handed out."""
 
     def __init__(self, num_blocks: int, block_size: int, prefix_caching: bool) -> None:
+        self.num_blocks = num_blocks
         self.block_size = block_size
         self.prefix_caching = prefix_caching
         self.free: OrderedDict[Block, None] = OrderedDict((Block(), None) for _ in range(num_blocks - 1))

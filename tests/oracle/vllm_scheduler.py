@@ -45,9 +45,7 @@ class Request:
     unwritten: int = 0  # asynchronous scheduling: tokens that planned steps will sample
     in_flight: int = 0  # tokens in planned steps whose output is not booked yet
     stale: int = 0  # of these, tokens planned before the last preemption
-    drop_stale: bool = False  # the stale ones' output is thrown away instead of written down
     preemptions: int = 0
-    last_step: int = 0  # number of the last planned step it is in
     prefixes: list[int] = field(default_factory=list)  # names of its full blocks' prefixes
     blocks: list[Block] = field(default_factory=list)
     registered: int = 0  # how many of its leading blocks the prefix cache knows
@@ -80,19 +78,15 @@ class Scheduler:
         self.running: list[Request] = []
         self.waiting: deque[Request] = deque()
         self.reading: deque[Request] = deque()  # waiting, but own blocks; always looked at before the others
-        self.unfinished_prefills: set[Request] = set()  # partly prefilled, or being read
         self.read_done: set[Request] = set()
         self.held: set[Request] = set()  # finished, but the decode engine has not read their blocks yet
         self.finished_since_plan = False
         self.first_cached: dict[int, int] = {}  # request index -> tokens found in the cache at first admission
         # A read writes into blocks behind the running step's back: on a GPU, a decode engine with two steps in flight
-        # gives blocks back, and preempts, only once no step in flight writes to them. The CPU build, which the cases
-        # come from, never has this guard on (its platform sets the configured scheduling to synchronous).
+        # preempts nobody whom a step in flight still writes for. The CPU build, which the cases come from, never has
+        # this guard on (its platform sets the configured scheduling to synchronous).
         guarded = settings.get("defer_block_frees", False)
-        self.defers_frees = guarded and role is Role.DECODE and self.is_async
-        self.planned_steps = 0
-        self.booked_steps = 0
-        self.deferred: deque[tuple[int, list[Block]]] = deque()
+        self.spares_in_flight = guarded and role is Role.DECODE and self.is_async
 
     # ---- requests come and go
 
@@ -102,23 +96,14 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.running or self.waiting or self.reading or self.held or self.finished_since_plan)
 
-    def _writes_in_flight(self, r: Request) -> bool:
-        return self.defers_frees and r.last_step > self.booked_steps
-
     def _release(self, r: Request) -> None:
-        blocks, r.blocks, r.registered = r.blocks, [], 0
-        if self._writes_in_flight(r):
-            self.deferred.append((self.planned_steps, blocks))
-        else:
-            self.pool.give_back(blocks)
+        self.pool.give_back(r.blocks)
+        r.blocks, r.registered = [], 0
 
     def _preempt(self, r: Request) -> None:
         self._release(r)
-        self.unfinished_prefills.discard(r)
         r.state = State.PREEMPTED
         r.computed = 0
-        # A prefill engine must not finish a request whose blocks are gone: what is in flight is computed again.
-        r.drop_stale = self.role is Role.PREFILL or (r.drop_stale and r.stale > 0)
         r.stale = r.in_flight
         r.unwritten = 0
         r.preemptions += 1
@@ -132,15 +117,11 @@ class Scheduler:
         if not step.preempted:
             self._plan_waiting(step, budget)
         self.finished_since_plan = False
-        if step.tokens:
-            self.planned_steps += 1
         for r, new in step.tokens.items():
             step.past[r] = r.computed
             r.computed += new
             r.in_flight += new
-            r.last_step = self.planned_steps
             if r.computed >= r.tokens + r.unwritten:  # not a partial prefill
-                self.unfinished_prefills.discard(r)
                 step.sampling.add(r)
                 r.unwritten += self.is_async
         return step
@@ -166,7 +147,7 @@ class Scheduler:
         """Blocks for ``new`` tokens of a running request, if need be from those admitted last."""
         while not self._allocate(r, new):
             victim = self.running[-1]
-            if self._writes_in_flight(victim):
+            if self.spares_in_flight and victim.in_flight > 0:
                 return False
             self.running.pop()
             self._preempt(victim)
@@ -199,8 +180,6 @@ class Scheduler:
                 self.first_cached.setdefault(r.index, past)
             r.state = State.RUNNING
             r.computed = past
-            if past + new < r.tokens:
-                self.unfinished_prefills.add(r)
             self.running.append(r)
             step.tokens[r] = new
             budget -= new
@@ -216,7 +195,7 @@ class Scheduler:
             r.state = State.WAITING
             r.computed = r.prompt - 1  # the last prompt token is computed again, for its logits
         # Tokens sampled before a preemption must be written down before the request may go on.
-        return not r.stale or r.drop_stale
+        return r.stale == 0
 
     def _find_computed(self, r: Request) -> tuple[list[Block], int, int]:
         """Blocks found in the prefix cache, their tokens, and the tokens to read from the prefill engine."""
@@ -233,7 +212,6 @@ class Scheduler:
         r.to_read = False
         r.state = State.READING
         r.computed = r.prompt
-        self.unfinished_prefills.add(r)
         self.on_read(r, len(r.blocks) - hits)
 
     # ---- blocks
@@ -246,11 +224,9 @@ class Scheduler:
         def need(tokens: int) -> int:
             return max(0, pool.blocks_for(min(tokens, self.max_model_len)) - len(r.blocks) - len(hits)) + unused_hits
 
-        if need(r.tokens) > len(pool.free):
-            return False
-        # A read holds its blocks without getting anywhere: it must leave what unfinished prefills still need.
-        reserved = sum(self._missing_blocks(q) for q in self.unfinished_prefills) if external else 0
-        if need(slots) > len(pool.free) - reserved:
+        # The engine also keeps reads from taking blocks that a partly prefilled request still needs. This never bites:
+        # that request takes the whole budget of every step until it has them all, so nobody is admitted meanwhile.
+        if max(need(r.tokens), need(slots)) > len(pool.free):
             return False
         if hits:
             pool.share(hits)
@@ -274,9 +250,6 @@ class Scheduler:
         missing = self.pool.blocks_for(min(slots, self.max_model_len)) - len(r.blocks)
         r.blocks.extend(self.pool.take(max(0, missing)))
 
-    def _missing_blocks(self, r: Request) -> int:
-        return max(0, self.pool.blocks_for(min(r.tokens, self.max_model_len)) - len(r.blocks))
-
     def _prefixes(self, r: Request) -> list[int]:
         size = self.pool.block_size
         while (len(r.prefixes) + 1) * size <= r.tokens:
@@ -298,17 +271,13 @@ class Scheduler:
 
     def take_output(self, step: Step, finished: Callable[[Request], None], wrote: Callable[[Request], None]) -> None:
         """Book a step's output: ``wrote`` is called for every token written down, ``finished`` after the last one."""
-        if step.tokens:
-            self.booked_steps += 1
-            while self.deferred and self.deferred[0][0] <= self.booked_steps:
-                self.pool.give_back(self.deferred.popleft()[1])
         gone: list[Request] = []
         for r, new in step.tokens.items():
             r.in_flight -= new
             stale = r.stale > 0
             if stale:
                 r.stale -= new
-            if r.state is State.FINISHED or (stale and r.drop_stale) or r not in step.sampling:
+            if r not in step.sampling or r.state is State.FINISHED:
                 continue
             r.output += 1
             if self.pool.prefix_caching:
@@ -330,7 +299,6 @@ class Scheduler:
 
     def _finish(self, r: Request) -> None:
         r.state = State.FINISHED
-        self.unfinished_prefills.discard(r)
         self.finished_since_plan = True
         if self.role is Role.PREFILL:
             self.held.add(r)
