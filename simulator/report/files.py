@@ -11,7 +11,7 @@ from pathlib import Path
 from simulator.errors import InputError
 
 
-def output_folder(path: str | Path, option: str = "--out") -> Path:
+def output_folder(path: str | os.PathLike[str], option: str = "--out") -> Path:
     """``path`` as a folder that exists and can be written to; made where it is missing. Raises InputError."""
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
@@ -25,7 +25,7 @@ def output_folder(path: str | Path, option: str = "--out") -> Path:
     return folder
 
 
-def output_file(path: str | Path, option: str) -> Path:
+def output_file(path: str | os.PathLike[str], option: str) -> Path:
     """``path`` as a file that can be written: its folder exists and it is not a folder itself. Raises InputError."""
     file = Path(path)
     if file.is_dir():
