@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -44,11 +44,14 @@ _BLANK_STARTS = (b"\n\n", b"\n\r", b"\n ", b"\n\t")
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows as columns by native field name, with the line (or row) each came from and the fields not read."""
+    """Some rows as columns by native field name, with the line (or row) each came from.
+
+    ``extra``: fields of the file that are not read, and the line where each appears first.
+    """
 
     columns: dict[str, Column]
     lines: NDArray[np.int64]
-    extra: frozenset[str] = frozenset()
+    extra: dict[str, int] = field(default_factory=dict)
 
 
 def json_batch(block: LineBlock, rules: list[Rule], source: str) -> Batch | None:
@@ -91,23 +94,25 @@ def _from_table(table: pa.Table, rules: list[Rule], lines: NDArray[np.int64]) ->
         if column is None:
             return None
         columns[rule.native] = column
-    return Batch(columns, lines, frozenset(have - {r.source for r in rules}))
+    strange = have - {r.source for r in rules}
+    return Batch(columns, lines, {n: int(lines[np.argmax(table.column(n).is_valid().to_numpy())]) for n in strange})
 
 
 def _slow_batch(rows: list[tuple[int, dict[str, Any]]], rules: list[Rule], source: str) -> Batch:
     """Python values, row by row: where something is wrong this finds the first line and field and says so."""
     places = [f"{source}:{line}" for line, _ in rows]
     known = {r.source for r in rules}
-    extra: set[str] = set()
-    for place, (_, row) in zip(places, rows, strict=True):
+    extra: dict[str, int] = {}
+    for place, (line, row) in zip(places, rows, strict=True):
         strange = row.keys() - known
-        extra |= strange
+        for name in strange:
+            extra.setdefault(name, line)
         for rule in rules:
             if rule.required and rule.source not in row:
                 raise TraceError(f"{place}: field '{rule.source}' is missing{nearest(rule.source, strange)}")
-    present = [r for r in rules if any(row.get(r.source) is not None for _, row in rows)]
+    present = [r for r in rules if r.required or any(row.get(r.source) is not None for _, row in rows)]
     columns = {r.native: slow_column(r, [row.get(r.source) for _, row in rows], places) for r in present}
-    return Batch(columns, np.array([line for line, _ in rows], dtype=np.int64), frozenset(extra))
+    return Batch(columns, np.array([line for line, _ in rows], dtype=np.int64), extra)
 
 
 def _line_numbers(block: LineBlock) -> NDArray[np.int64]:

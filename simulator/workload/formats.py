@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from simulator.errors import TraceError, nearest, unknown
@@ -10,6 +11,8 @@ from simulator.workload.fields import FIELDS, LENGTH, NUMBER, REQUIRED, TIME, Ru
 
 #: Resolution of the time stamps of a format, in seconds a unit.
 MILLISECOND_S, SECOND_S = 1e-3, 1.0
+#: A field that is this much like a native one is taken for a slip of the pen, and refused (difflib's ratio).
+_MISSPELT = 0.8
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def detect(keys: Sequence[str], place: str, columns: Mapping[str, str] | None, c
         if candidate is BAILIAN and "parent_chat_id" not in have and "chat_id" not in have:
             continue
         if all(candidate.names[n] in have for n in REQUIRED if n in candidate.names):
-            return _trim(candidate, have)
+            return _trim(candidate, have, container)
     if have & {*REQUIRED}:
         for name in REQUIRED:
             if name not in have:
@@ -123,14 +126,16 @@ def detect(keys: Sequence[str], place: str, columns: Mapping[str, str] | None, c
                 raise TraceError(
                     f"{place}: field '{name}' is missing{nearest(name, have - FIELDS.keys())}; found: {others}"
                 )
-        return _trim(NATIVE, have) if container == "CSV" else NATIVE
+        return _trim(NATIVE, have, container)
     found = ", ".join(f"'{k}'"[:40] for k in list(keys)[:12]) or "no names"
     raise TraceError(f"{place}: unknown trace format with {container} fields {found}; known: {KNOWN}")
 
 
-def _trim(chosen: Format, have: set[str]) -> Format:
-    """The format without the optional columns this file lacks."""
-    names = {n: s for n, s in chosen.names.items() if s in have or n in REQUIRED or n == "hash_ids"}
+def _trim(chosen: Format, have: set[str], container: str) -> Format:
+    """The format without the columns this file lacks; a later line of JSON may have what the first one lacks."""
+    if container == "JSON":
+        return chosen
+    names = {n: s for n, s in chosen.names.items() if s in have}
     return Format(**{**chosen.__dict__, "names": names})
 
 
@@ -147,11 +152,12 @@ def _custom(keys: Sequence[str], place: str, columns: Mapping[str, str]) -> Form
     return Format("custom", {**names, **columns}, ignored=frozenset(keys))
 
 
-def check_extra(extra: Iterable[str], chosen: Format, place: str) -> set[str]:
-    """Fields of the file that are not read. One that looks like a misspelt field is an error, others are returned."""
+def check_extra(extra: Mapping[str, int], chosen: Format, source: str) -> set[str]:
+    """Fields of the file that are not read (name to line). A misspelt native field is an error, others are returned."""
     unread = {name for name in extra if name not in chosen.ignored and name not in chosen.names.values()}
     if chosen.label == "native":
         for name in sorted(unread):
-            if hint := nearest(name, FIELDS):
-                raise TraceError(f"{place}: unknown field '{name}'{hint}; rename or remove it")
+            like = difflib.get_close_matches(name.lower(), FIELDS, n=1, cutoff=_MISSPELT)
+            if like:
+                raise TraceError(f"{source}:{extra[name]}: unknown field '{name}' (did you mean '{like[0]}'?)")
     return unread

@@ -38,15 +38,15 @@ class Gathered:
     count: int = 0
 
     def add(self, batch: Batch) -> None:
-        place = f"{self.file}:{batch.lines[0]}"
-        self.extra |= check_extra(batch.extra - self.extra, self.chosen, place)
+        new = {name: line for name, line in batch.extra.items() if name not in self.extra}
+        self.extra |= check_extra(new, self.chosen, str(self.file))
         for name, column in batch.columns.items():
             data = self._codes(name, column) if name in ("session_id", "tenant") else column
             self.parts.setdefault(name, []).append((self.count, data))
         self.lines.append(batch.lines)
         self.count += len(batch.lines)
         if self.count > MAX_REQUESTS:
-            raise TraceError(f"{place}: more than {MAX_REQUESTS:,} requests; reading stopped")
+            raise TraceError(f"{self.file}: more than {MAX_REQUESTS:,} requests; reading stopped")
 
     def _codes(self, name: str, column: Any) -> NDArray[np.int64]:
         """Codes of names; a name keeps its code from block to block."""

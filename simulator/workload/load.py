@@ -99,7 +99,7 @@ def _open_csv(
         for block in _chain(rest, blocks):
             batch = csv_batch(block, rules, str(file), header, delimiter)
             if batch is not None:
-                extra = frozenset(header) - {r.source for r in rules}
+                extra = dict.fromkeys(set(header) - {r.source for r in rules}, rest.first_line - 1)
                 yield Batch(batch.columns, batch.lines, extra)
 
     return chosen, batches()

@@ -34,7 +34,7 @@ def parquet_batches(file: Path, columns: Mapping[str, str] | None) -> tuple[Form
 def _batches(file: Path, opened: pa_parquet.ParquetFile, chosen: Format) -> Iterator[Batch]:
     have = set(opened.schema_arrow.names)
     rules = [r for r in chosen.rules() if r.source in have]
-    extra = frozenset(have - {r.source for r in rules})
+    extra = dict.fromkeys(have - {r.source for r in rules}, 1)
     row = 1
     try:
         for part in opened.iter_batches(_BATCH_ROWS, columns=[r.source for r in rules]):
