@@ -58,9 +58,7 @@ def _check_roles(topology: Topology, place: str) -> None:
     for role, partner in (("prefill", "decode"), ("decode", "prefill")):
         if role in roles and partner not in roles and "mixed" not in roles:
             found = ", ".join(sorted(roles))
-            raise TopologyError(
-                f"{place}: pools: role {role} needs a {partner} or mixed pool beside it; found {found}"
-            )
+            raise TopologyError(f"{place}: pools: role {role} needs a {partner} or mixed pool beside it; found {found}")
     if "colocated" in roles and len(roles) > 1:
         others = ", ".join(sorted(roles - {"colocated"}))
         raise TopologyError(f"{place}: pools: colocated pools stand alone; found {others} beside them (use role mixed)")
@@ -128,6 +126,12 @@ def _check_transfer(topology: Topology, place: str) -> None:
         raise TopologyError(unknown(where, "compression", transfer.compression, compression_names()))
     if not topology.disaggregated or transfer.explicit:
         return
+    for pool in topology.pools:
+        if pool.gpu is None:
+            where = f"{place}: pools.{pool.name}"
+            raise TopologyError(
+                f"{where}: key 'gpu' is missing: it has the ports KV leaves by (or give kv_transfer.per_block_s)"
+            )
     if topology.network is None:
         raise TopologyError(f"{place}: key 'network' is missing: prefill and decode engines are joined by something")
     if topology.network.kind == "none":

@@ -1,0 +1,229 @@
+"""One pool's engine worked out: settings resolved, memory summed up, step cost built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from simulator.cluster.checks import kv_blocks, pool_part, settings_layers
+from simulator.cluster.memory import Demand, MemorySum, memory_sum, refuse
+from simulator.cluster.profiles import EngineProfile, load_profile
+from simulator.cluster.schema import PoolPart, StepTimePart, Topology
+from simulator.cluster.settings import FROM_MODEL, Family, Value
+from simulator.cost.engine_costs import EngineCosts, engine_costs
+from simulator.cost.step import build_step_cost
+from simulator.cost.table import StepCostTable, affine_cost
+from simulator.errors import TopologyError
+from simulator.hardware.gpu import Gpu
+from simulator.hardware.profiles import load_gpu
+from simulator.models.accounting import allowed_tp
+from simulator.models.catalogue import load_model
+from simulator.models.model import Model
+from simulator.models.precision import Parallel, Precision
+
+T = TypeVar("T")
+
+#: Longest request where neither model nor setting says: no limit.
+NO_LIMIT = 10**9
+
+#: Setting that says whether the next step is planned while the running one runs.
+_OVERLAP = {"vllm": "async_scheduling", "sglang": "overlap", "tensorrt-llm": "overlap_scheduler"}
+
+#: Limits that an engine applies to each data-parallel rank.
+_PER_RANK = {
+    "vllm": ("max_num_seqs", "max_num_batched_tokens"),
+    "tensorrt-llm": ("max_batch_size", "max_num_tokens"),
+}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What all workers of a pool share. ``blocks`` and the settings are those of all data-parallel ranks together."""
+
+    profile: EngineProfile
+    settings: Mapping[str, Value]
+    model: Model | None
+    gpu: Gpu | None
+    precision: Precision
+    parallel: Parallel
+    blocks: int
+    block_tokens: int
+    step_cost: StepCostTable
+    before_s: float
+    after_s: float
+    memory: MemorySum | None
+    warnings: tuple[str, ...]
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that may run at once."""
+        return int(self.settings[self.profile.family.sequences])
+
+    @property
+    def longest(self) -> int:
+        """Longest prompt plus output."""
+        return int(self.settings[self.profile.family.context])
+
+
+def engine_of(topology: Topology, pool: PoolPart) -> Engine:
+    """Work out a pool's engine. Raises TopologyError where the model does not split or fit."""
+    place = f"{topology.source}: pools.{pool.name}"
+    profile = load_profile(topology.profile, f"{topology.source}: engine")
+    model = None if topology.model is None else _loaded(load_model, topology.model, f"{topology.source}: model")
+    gpu = None if pool.gpu is None else _loaded(load_gpu, pool.gpu, f"{place}.gpu")
+    precision, parallel = (pool.precision or topology.precision).value(), pool.parallel.value()
+    if model is not None:
+        model.check_parallel(parallel, f"{place}.parallel")
+    settings = _settings(topology, pool, profile, model, gpu)
+    fixed = kv_blocks(topology, pool)
+    found: MemorySum | None = None
+    warnings: tuple[str, ...] = ()
+    if model is not None and gpu is not None:
+        demand = _demand(profile.family, settings, model, precision, parallel)
+        found = memory_sum(gpu, profile, settings, demand)
+        if found.blocks < 1:
+            raise TopologyError(
+                f"{place}: {refuse(found, demand, parallel.gpus, _fits_at(gpu, profile, settings, demand))}"
+            )
+    blocks = fixed if fixed is not None else _usable(profile.family, found) * parallel.dp
+    if model is not None:
+        warnings += _too_short(place, profile.family, settings, blocks)
+    if found is not None and fixed is not None and fixed > found.blocks * parallel.dp:
+        warnings += (f"{place}: {fixed} KV blocks are asked for, memory holds {found.blocks * parallel.dp}",)
+    settings = _for_all_ranks(profile.family, settings, parallel, blocks)
+    engine = Engine(
+        profile=profile,
+        settings=settings,
+        model=model,
+        gpu=gpu,
+        precision=precision,
+        parallel=parallel,
+        blocks=blocks,
+        block_tokens=int(settings[profile.family.block]),
+        step_cost=affine_cost(0.0),
+        before_s=0.0,
+        after_s=0.0,
+        memory=found,
+        warnings=warnings,
+    )
+    return _with_costs(engine, topology, pool)
+
+
+def _loaded(load: Callable[[str], T], name: str, place: str) -> T:
+    """A model or GPU by name; errors say where the name stands."""
+    try:
+        return load(name)
+    except TopologyError as error:
+        raise TopologyError(f"{place}: {str(error).partition(': ')[2] or error}") from None
+
+
+def _settings(
+    topology: Topology, pool: PoolPart, profile: EngineProfile, model: Model | None, gpu: Gpu | None
+) -> dict[str, Value]:
+    """The engine's settings as one rank sees them, the longest request filled in."""
+    memory_bytes = 0.0 if gpu is None else gpu.memory_bytes
+    settings = profile.resolve(None if gpu is None else gpu.name, memory_bytes, *settings_layers(topology, pool))
+    key = profile.family.context
+    longest = model.max_context if model is not None and model.max_context else NO_LIMIT
+    if settings[key] == FROM_MODEL:
+        settings[key] = longest
+    elif int(settings[key]) > longest:
+        place = f"{topology.source}: pools.{pool.name}.engine.{key}"
+        raise TopologyError(f"{place}: {settings[key]} is more than {topology.model} takes; allowed: up to {longest}")
+    return settings
+
+
+def _demand(
+    family: Family, settings: Mapping[str, Value], model: Model, precision: Precision, parallel: Parallel
+) -> Demand:
+    """Sizes of one rank's steps."""
+    tokens = int(settings[family.step_tokens])
+    if family.name == "sglang":
+        tokens = max(tokens if tokens > 0 else int(settings["max_prefill_tokens"]), 1) // parallel.dp
+    return Demand(
+        model=model,
+        precision=precision,
+        parallel=parallel,
+        step_tokens=tokens,
+        sequences=int(settings[family.sequences]),
+        longest=int(settings[family.context]),
+        block_tokens=int(settings[family.block]),
+    )
+
+
+def _fits_at(gpu: Gpu, profile: EngineProfile, settings: Mapping[str, Value], demand: Demand) -> int | None:
+    """Smallest tensor-parallel degree at which the model fits."""
+    for tp in allowed_tp(demand.model):
+        ep = demand.parallel.ep if demand.parallel.ep == 1 else tp * demand.parallel.dp
+        split = replace(demand, parallel=replace(demand.parallel, tp=tp, ep=ep))
+        if memory_sum(gpu, profile, settings, split).blocks > 0:
+            return tp
+    return None
+
+
+def _usable(family: Family, found: MemorySum | None) -> int:
+    """Blocks for requests: vLLM keeps one of its blocks for itself."""
+    assert found is not None, "checked with the topology: kv_blocks, or model and gpu"
+    return found.blocks - 1 if family.name == "vllm" else found.blocks
+
+
+def _too_short(place: str, family: Family, settings: Mapping[str, Value], blocks: int) -> tuple[str, ...]:
+    longest, room = int(settings[family.context]), blocks * int(settings[family.block])
+    if room >= longest:
+        return ()
+    return (f"{place}: KV memory holds {room} tokens, less than {family.context} {longest}: real engines may refuse",)
+
+
+def _for_all_ranks(family: Family, settings: dict[str, Value], parallel: Parallel, blocks: int) -> dict[str, Value]:
+    """Settings of all data-parallel ranks together, and the sizes an engine works out from its KV memory."""
+    whole = dict(settings)
+    for key in _PER_RANK.get(family.name, ()):
+        whole[key] = int(whole[key]) * parallel.dp
+    if family.name == "sglang":
+        tokens = blocks * int(whole["page_size"])
+        whole["max_total_tokens"] = tokens
+        if not whole["max_running_requests"]:
+            # python/sglang/srt/model_executor/model_runner.py, 0.5
+            by_memory = int(tokens / int(whole["context_length"]) * 512)
+            whole["max_running_requests"] = min(max(by_memory, 2048), 4096)
+    return whole
+
+
+def _with_costs(engine: Engine, topology: Topology, pool: PoolPart) -> Engine:
+    """The engine with its step cost and host times: explicit ones, or those of its profile."""
+    step_time = pool_part(topology, pool, "step_time")
+    front = topology.frontend
+    if isinstance(step_time, StepTimePart):
+        cost = affine_cost(step_time.base_s, step_time.per_token_s, step_time.per_context_token_s)
+        return replace(engine, step_cost=cost, before_s=front.before_s or 0.0, after_s=front.after_s or 0.0)
+    assert engine.model is not None and engine.gpu is not None, "checked with the topology"
+    costs = _costs(engine.profile, engine.settings)
+    cost = build_step_cost(
+        engine.model,
+        engine.gpu,
+        engine.precision,
+        engine.parallel,
+        costs,
+        max_tokens=_largest_step(engine),
+        max_seqs=engine.sequences,
+        max_context=engine.longest,
+    )
+    before = costs.frontend_s if front.before_s is None else front.before_s
+    after = costs.detokenise_s if front.after_s is None else front.after_s
+    return replace(engine, step_cost=cost, before_s=before, after_s=after)
+
+
+def _largest_step(engine: Engine) -> int:
+    tokens = int(engine.settings[engine.profile.family.step_tokens])
+    return tokens if tokens > 0 else int(engine.settings["max_prefill_tokens"])
+
+
+def _costs(profile: EngineProfile, settings: Mapping[str, Value]) -> EngineCosts:
+    """The profile's host costs, with what the settings change in them."""
+    if not profile.costs:
+        raise TopologyError(f"{profile.source}: key 'costs' is missing; without it give step_time")
+    costs = engine_costs(profile.name, dict(profile.costs), f"{profile.source}: costs")
+    if profile.family.name in _OVERLAP:
+        costs = replace(costs, overlap=bool(settings[_OVERLAP[profile.family.name]]))
+    return replace(costs, decode_graph_sizes=()) if settings.get("enforce_eager") else costs

@@ -1,0 +1,123 @@
+"""A topology worked out: what every engine is, and how KV gets from one to another. Plain values, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from simulator.cluster.memory import MemorySum
+from simulator.cluster.schema import Role, Topology, TransferMode
+from simulator.cluster.settings import Value
+from simulator.cost.table import StepCostTable
+from simulator.models.model import Model
+from simulator.models.precision import Parallel, Precision
+from simulator.network.compression import Compression
+from simulator.network.fabric import Network
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """One engine.
+
+    ``settings``: every setting of the engine under its own name; per-rank limits are already multiplied by
+    ``parallel.dp``, as are ``kv_blocks`` (an engine's data-parallel ranks are one queue and one pool here).
+    ``max_step_tokens``, ``max_sequences``, ``max_context``: the settings that carry these meanings.
+    ``kv_bytes_per_block``: over all GPUs, copies counted; 0 where no model is given. ``node``: where its first GPU
+    sits, -1 without a network.
+    """
+
+    index: int
+    name: str
+    pool: str
+    role: Role
+    gpu: str | None
+    parallel: Parallel
+    policy: str
+    settings: Mapping[str, Value]
+    max_step_tokens: int
+    max_sequences: int
+    max_context: int
+    block_size: int
+    kv_blocks: int
+    kv_bytes_per_block: float
+    step_cost: StepCostTable
+    frontend_before_s: float
+    frontend_after_s: float
+    node: int = -1
+    memory: MemorySum | None = None
+
+
+@dataclass(frozen=True)
+class Route:
+    """One handover's arithmetic between two engines. A transfer waits ``delay_s``, then ``wire_bytes`` flow.
+
+    ``decode_s_per_block``, ``chunk_blocks``: time to undo compression, done chunk by chunk while later ones travel.
+    ``window_bytes``: layers with a sliding window, whatever the prompt's length.
+    """
+
+    setup_s: float
+    per_block_s: float
+    bytes_per_block: float = 0.0
+    window_bytes: float = 0.0
+    decode_s_per_block: float = 0.0
+    chunk_blocks: int = 1
+
+    def delay_s(self, blocks: int) -> float:
+        """Seconds before the bytes flow: setting up, and what each block costs apart from its bytes."""
+        return self.setup_s + self.per_block_s * blocks
+
+    def wire_bytes(self, blocks: int) -> float:
+        """Bytes on the wire, all GPUs together. Explicit times have none."""
+        return self.bytes_per_block * blocks + (self.window_bytes if blocks else 0.0)
+
+    def ready_s(self, start_s: float, end_s: float, blocks: int) -> float:
+        """When KV whose bytes flowed from ``start_s`` to ``end_s`` can be used: after the last chunk is decoded."""
+        if self.decode_s_per_block == 0 or blocks == 0:
+            return end_s
+        chunks = -(-blocks // self.chunk_blocks)
+        chunk_s = self.decode_s_per_block * blocks / chunks
+        return max(end_s + chunk_s, start_s + (end_s - start_s) / chunks + chunk_s * chunks)
+
+
+@dataclass(frozen=True)
+class KvTransferPlan:
+    """How KV is handed over. ``explicit``: the time is ``delay_s`` alone, whatever else is under way.
+
+    ``mode``: pull (the decode engine reads when the prompt is done), push (the prefill engine writes when it is
+    done), push_layerwise (each layer leaves while the next one computes). ``max_in_flight``: transfers a decode
+    engine has under way at once, None for no limit. ``nodes``: node of each engine's first GPU, -1 where none matters.
+    """
+
+    mode: TransferMode
+    explicit: bool
+    routes: Mapping[tuple[int, int], Route]
+    network: Network
+    compression: Compression
+    layers: int
+    max_in_flight: int | None = None
+    nodes: tuple[int, ...] = ()
+
+    def route(self, src: int, dst: int) -> Route:
+        """The route between two engines."""
+        return self.routes[src, dst]
+
+
+@dataclass(frozen=True)
+class ClusterPlan:
+    """A topology worked out."""
+
+    topology: Topology
+    workers: tuple[WorkerPlan, ...]
+    transfer: KvTransferPlan | None
+    model: Model | None = None
+    precision: Precision | None = None
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def gpus(self) -> int:
+        """GPUs in all."""
+        return sum(worker.parallel.gpus for worker in self.workers)
+
+    def of_role(self, *roles: Role) -> tuple[WorkerPlan, ...]:
+        """Engines of these roles."""
+        return tuple(worker for worker in self.workers if worker.role in roles)
