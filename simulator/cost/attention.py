@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from simulator.cost.kernels import Kernel, Kernels, at_least_one, gemm_format
 from simulator.cost.roofline import (
     AttentionShape,
+    Chunks,
     Floats,
     Time,
     decode_attention_time,
@@ -109,7 +110,7 @@ class Attention:
         kv = np.asarray(context, dtype=np.float64) + 1.0
         kv = np.minimum(kv, window) if window else kv
         shape, kernel = self.decode_shape, self.decode_kernel
-        found = decode_attention_time(self.gpu, kernel.parameters, shape, n, kv)
+        found = decode_attention_time(self.gpu, kernel.parameters, shape, (n, kv), warm=False)
         return kernel.apply(found, self._key(shape), n, kv)
 
     def chunk(self, new: ArrayLike, past: ArrayLike, window: int) -> Time:
@@ -122,10 +123,12 @@ class Attention:
         p = np.asarray(past, dtype=np.float64)
         pairs, attended = chunk_pairs(q, p, window)
         shape, kernel = self.prefill_shape, self.prefill_kernel
-        found = prefill_attention_time(self.gpu, kernel.parameters, shape, q, pairs, attended)
         same = 2.0 * pairs / q - 1.0
         batch = np.maximum(kernel.parameters["fill_tokens"] / same, 1.0)
+        work = Chunks(q * batch, pairs * batch, attended * batch)
+        found = prefill_attention_time(self.gpu, kernel.parameters, shape, work)
         found = kernel.apply(found, self._key(shape), batch, same).without_fixed()
+        found = Time(*(getattr(found, f) / batch for f in Time.__dataclass_fields__))
         found = found.scaled(1.0 / self.parallel.dp)
         return found if self.model.mla is None else self._with_expansion(found, p)
 

@@ -12,7 +12,7 @@ from simulator.cost.roofline import Floats, Time, collective_time
 from simulator.hardware.gpu import Gpu
 
 #: Bytes that cross one GPU's link, as a multiple of ``(n - 1) / n`` of the message (ring algorithms).
-_RING = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "alltoall": 1.0}
+RING = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "alltoall": 1.0}
 
 
 def link_bandwidth(gpu: Gpu) -> float:
@@ -38,7 +38,7 @@ class Collective:
     def time(self, message: ArrayLike) -> Time:
         """Seconds for ``message`` bytes (of the whole tensor, as in the tables)."""
         n = self.inside
-        share = _RING[self.kind] * (n - 1) / n
+        share = RING[self.kind] * (n - 1) / n
         inner = collective_time(link_bandwidth(self.gpu), self.kernel.parameters, n, message, share)
         inner = self.kernel.apply(inner, (float(n),), message)
         nodes = -(-self.ranks // n)
@@ -47,7 +47,7 @@ class Collective:
     def _across(self, inner: Time, message: ArrayLike, nodes: int) -> Time:
         """Hierarchical: inside the nodes, then each GPU's part of the message between them over its NIC."""
         part = np.asarray(message, dtype=np.float64) / self.inside
-        share = _RING[self.kind] * (nodes - 1) / nodes
+        share = RING[self.kind] * (nodes - 1) / nodes
         outer = collective_time(self.gpu.nic_bandwidth_bytes_per_s, self.between_nodes.parameters, nodes, part, share)
         return Time(*(getattr(inner, f) + getattr(outer, f) for f in Time.__dataclass_fields__))
 

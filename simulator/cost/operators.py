@@ -129,10 +129,12 @@ class Step:
             yield self.stream("KV cache write", layers, 4 * kv * BF16)
             yield self.gemm("output projection", layers, m.hidden, q, formats)
         else:
-            yield from self._mla_operators(formats)
+            yield from self.mla_operators()
         yield from self.all_reduce("all-reduce after attention", layers)
 
-    def _mla_operators(self, formats: tuple[str, str]) -> Iterator[Operator]:
+    def mla_operators(self) -> Iterator[Operator]:
+        """All of an MLA block but attention over the cache, norm before it and all-reduce after it."""
+        formats = (self.precision.attention_weight_format, self.precision.attention_gemm_arithmetic)
         m, mla, layers = self.model, self.model.mla, self.model.layers
         assert mla is not None
         heads = share(m.q_heads, self.parallel.tp)
@@ -198,7 +200,8 @@ class Step:
         key = (shape.hidden, shape.width, shape.top_k, shape.experts, shape.local_experts)
 
         def time(tokens: Floats) -> Time:
-            return kernel.apply(moe_time(self.gpu, kernel.parameters, form, shape, tokens), key, tokens)
+            even = self.costs.routing != "balanced"
+            return kernel.apply(moe_time(self.gpu, kernel.parameters, form, shape, tokens, even=even), key, tokens)
 
         origin = kernel.origin(key)
         if form.weight_bytes < BF16 and kind == "bf16":

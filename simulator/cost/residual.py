@@ -100,6 +100,8 @@ def save_tables(path: str, tables: dict[str, ResidualTable]) -> None:
             if value is not None:
                 arrays[f"{name}|{part}"] = value.astype(np.float16 if part == "values" else np.float32)
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+    _archive.cache_clear()
+    load_table.cache_clear()
 
 
 @lru_cache(maxsize=16)

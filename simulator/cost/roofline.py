@@ -129,38 +129,65 @@ class AttentionShape:
     arithmetic: str = "bf16"
 
 
-def prefill_attention_time(
-    gpu: Gpu, kernel: Mapping[str, float], shape: AttentionShape, new: ArrayLike, pairs: ArrayLike, attended: ArrayLike
-) -> Time:
-    """Causal attention of ``new`` query tokens: ``pairs`` query-key pairs, ``attended`` tokens of K and V read.
+#: Query tokens of one tile of prefill attention.
+QUERY_TILE = 128.0
+#: Head width the efficiencies of attention are stated for.
+HEAD_DIM = 128.0
 
-    Parameters: t0_s, compute, memory, p.
-    """
-    q = np.asarray(new, dtype=np.float64)
-    kv = np.asarray(attended, dtype=np.float64)
-    flops = 2.0 * shape.heads * (shape.qk_dim + shape.v_dim) * np.asarray(pairs, dtype=np.float64)
-    moved = q * shape.heads * (shape.qk_dim + shape.v_dim) * 2.0 + kv * shape.kv_bytes + q * shape.kv_bytes
-    compute = flops / (kernel["compute"] * gpu.peak_flops[shape.arithmetic])
+
+@dataclass(frozen=True)
+class Chunks:
+    """Query tokens of one prefill attention kernel: all ``new`` ones, the query-key ``pairs`` of all, and tokens of K
+    and V ``attended`` (read)."""
+
+    new: ArrayLike
+    pairs: ArrayLike
+    attended: ArrayLike
+
+
+def prefill_attention_time(gpu: Gpu, kernel: Mapping[str, float], shape: AttentionShape, work: Chunks) -> Time:
+    """Causal attention of one launch. Parameters: t0_s, compute, memory, p, wave, dim (narrow heads reach
+    ``(head_dim / 128)^dim`` of the efficiency)."""
+    q, kv = np.asarray(work.new, dtype=np.float64), np.asarray(work.attended, dtype=np.float64)
+    flops = 2.0 * shape.heads * (shape.qk_dim + shape.v_dim) * np.asarray(work.pairs, dtype=np.float64)
+    moved = q * shape.heads * (shape.qk_dim + shape.v_dim) * 2.0 + (kv + q) * shape.kv_bytes
+    padding = wave_padding(q / QUERY_TILE * shape.heads, gpu.sms, kernel["wave"])
+    width = np.minimum(np.asarray(shape.v_dim) / HEAD_DIM, 1.0) ** kernel["dim"]
+    compute = flops * padding / (kernel["compute"] * width * gpu.peak_flops[shape.arithmetic])
     memory = moved / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
     return _time(kernel["t0_s"], compute, memory, kernel["p"], flops, moved)
 
 
-def decode_attention_time(
-    gpu: Gpu, kernel: Mapping[str, float], shape: AttentionShape, seqs: ArrayLike, attended: ArrayLike
-) -> Time:
-    """One query token for each of ``seqs`` sequences over ``attended`` tokens each.
+def l2_miss(gpu: Gpu, moved: Floats, share: float) -> Floats:
+    """Part of ``moved`` bytes that a kernel repeated on the same data reads from memory: none while they fit in
+    ``share`` of the L2, all of them well above it."""
+    filled = moved / (share * gpu.l2_bytes)
+    result: Floats = 1.0 - 1.0 / (1.0 + filled**8.0)
+    return result
 
-    Parameters: t0_s, compute, memory, p, split_tokens, wave: work is cut in pieces of ``split_tokens`` over the
-    processors, and few pieces do not fill them.
+
+def decode_attention_time(
+    gpu: Gpu, kernel: Mapping[str, float], shape: AttentionShape, batch: tuple[ArrayLike, ArrayLike], *, warm: bool
+) -> Time:
+    """One query token for each of ``batch[0]`` sequences over ``batch[1]`` tokens each.
+
+    Parameters: t0_s, compute, memory, p; fill: work comes in pieces of ``split_tokens``, and fewer than ``fill`` a
+    processor do not saturate memory; unit_s: what each sequence and KV head costs a processor; l2_share, l2_speed:
+    ``warm`` data (a benchmark's loop on one cache) that fit in L2 are read that much faster. In an engine they are
+    cold: everything else of a step has passed through L2 since.
     """
-    n = np.asarray(seqs, dtype=np.float64)
-    kv = np.asarray(attended, dtype=np.float64)
+    n, kv = np.asarray(batch[0], dtype=np.float64), np.asarray(batch[1], dtype=np.float64)
     flops = 2.0 * shape.heads * (shape.qk_dim + shape.v_dim) * n * kv
     moved = n * kv * shape.kv_bytes + n * shape.heads * (shape.qk_dim + shape.v_dim) * 2.0
-    pieces = n * shape.kv_heads * np.maximum(kv / kernel["split_tokens"], 1.0)
+    units = n * shape.kv_heads
+    pieces = units * np.maximum(kv / kernel["split_tokens"], 1.0)
     starved = (1.0 + (kernel["fill"] * gpu.sms / pieces) ** 2.0) ** 0.5
     compute = flops / (kernel["compute"] * gpu.peak_flops[shape.arithmetic])
+    compute = compute + kernel["unit_s"] * units / gpu.sms
     memory = moved * starved / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
+    if warm:
+        miss = l2_miss(gpu, moved, kernel["l2_share"])
+        memory = memory * (miss + (1.0 - miss) / kernel["l2_speed"])
     return _time(kernel["t0_s"], compute, memory, kernel["p"], flops, moved)
 
 
@@ -176,30 +203,40 @@ class MoeShape:
     matrices: float = 3.0
 
 
-def active_experts(shape: MoeShape, tokens: ArrayLike) -> Floats:
-    """Distinct experts of this GPU that at least one token chooses, if choices are independent and even:
-    ``local * (1 - (1 - top_k / experts)^tokens)``."""
+def active_experts(shape: MoeShape, tokens: ArrayLike, *, even: bool = False) -> Floats:
+    """Distinct experts of this GPU that at least one token chooses.
+
+    If choices are independent: ``local * (1 - (1 - top_k / experts)^tokens)``. ``even``: dealt out in turn, as in the
+    measured tables, so that no expert gets a second token before all have one.
+    """
     t = np.asarray(tokens, dtype=np.float64)
-    miss = max(1.0 - shape.top_k / shape.experts, 1e-12)
+    if even:
+        rows = t * shape.top_k * shape.local_experts / shape.experts
+        dealt: Floats = np.minimum(np.maximum(rows, 1.0), shape.local_experts)
+        return dealt
+    miss = np.maximum(1.0 - shape.top_k / np.asarray(shape.experts, dtype=np.float64), 1e-12)
     result: Floats = shape.local_experts * (1.0 - miss**t)
     return result
 
 
-def moe_time(gpu: Gpu, kernel: Mapping[str, float], kind: GemmFormat, shape: MoeShape, tokens: ArrayLike) -> Time:
-    """Fused experts: gate and up, activation, down. Parameters: t0_s, compute, memory, p, tile_m, activation.
-
-    Each active expert's rows are padded to a tile, half a tile on average once it has more than one.
+def moe_time(
+    gpu: Gpu, kernel: Mapping[str, float], kind: GemmFormat, shape: MoeShape, tokens: ArrayLike, *, even: bool
+) -> Time:
+    """Fused experts: gate and up, activation, down. Parameters: t0_s, compute, memory, p; pad: rows that each active
+    expert is padded by; activation: passes over this GPU's rows; global: passes over the rows of all experts
+    (kernels that sort and sum all tokens, whoever owns their experts).
     """
     t = np.asarray(tokens, dtype=np.float64)
-    rows = t * shape.top_k * shape.local_experts / shape.experts
-    active = active_experts(shape, t)
+    everywhere = t * shape.top_k
+    rows = everywhere * shape.local_experts / shape.experts
+    active = active_experts(shape, t, even=even)
     per_row = 2.0 * shape.matrices * shape.hidden * shape.width
-    padded = rows + active * kernel["tile_m"] * 0.5
-    compute = padded * per_row / (kernel["compute"] * gpu.peak_flops[kind.arithmetic])
+    compute = (rows + active * kernel["pad"]) * per_row / (kernel["compute"] * gpu.peak_flops[kind.arithmetic])
     weights = active * shape.matrices * shape.hidden * shape.width * kind.weight_bytes
-    traffic = rows * (3.0 * shape.hidden + shape.matrices * shape.width) * 2.0 + t * shape.hidden * 4.0
-    memory = (weights + kernel["activation"] * traffic) / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
-    return _time(kernel["t0_s"], compute, memory, kernel["p"], rows * per_row, weights + traffic)
+    own = rows * (3.0 * shape.hidden + shape.matrices * shape.width) * 2.0 + t * shape.hidden * 4.0
+    moved = weights + kernel["activation"] * own + kernel["global"] * everywhere * shape.hidden * 2.0
+    memory = moved / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
+    return _time(kernel["t0_s"], compute, memory, kernel["p"], rows * per_row, weights + own)
 
 
 def collective_time(

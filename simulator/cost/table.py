@@ -204,3 +204,10 @@ def step_cost_record(table: StepCostTable) -> object:
         table.chunk_past_knots,
         table.chunk_attention_s,
     )
+
+
+def prefill_rate(table: StepCostTable, tokens: int) -> float:
+    """Prompt tokens a second when every step computes one fresh prompt of ``tokens`` tokens."""
+    cost = step_cost_record(table)
+    attention = 0.0 if table.affine else chunk_attention_seconds(cost, tokens, 0)
+    return tokens / float(mixed_step_seconds(cost, 0, 0, 1, tokens, 0, attention, 1))

@@ -1,0 +1,110 @@
+"""Fits every kernel of a GPU from measured tables and writes its profile: parameters as YAML, residuals as ``.npz``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from simulator.calibration import kernel_rows, mla_rows
+from simulator.calibration.fit import Fitted, HeldBack, fit_kernel, held_back
+from simulator.calibration.kernel_rows import Rows
+from simulator.cost.kernels import TABLES_SUFFIX
+from simulator.cost.residual import save_tables
+from simulator.errors import InputError
+from simulator.hardware.gpu import Gpu
+from simulator.hardware.profiles import KERNELS_SUFFIX, load_gpu, read_kernels
+from simulator.resources import shipped
+
+#: GPUs the tables were measured on.
+MEASURED = ("h100_sxm", "h200_sxm", "b200_sxm")
+_SOURCES: tuple[Callable[[Path, Gpu], Iterator[Rows]], ...] = (
+    kernel_rows.gemm_rows,
+    kernel_rows.prefill_rows,
+    kernel_rows.decode_rows,
+    kernel_rows.moe_rows,
+    kernel_rows.collective_rows,
+    kernel_rows.exchange_rows,
+    mla_rows.kernel_rows,
+)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All kernels of one GPU, and their error on rows held back (empty unless asked for)."""
+
+    gpu: str
+    kernels: tuple[Fitted, ...]
+    errors: tuple[HeldBack, ...]
+
+
+def write_profile(gpu: str, kernels: Iterable[Fitted], out: Path) -> None:
+    """``<gpu>.kernels.yaml`` and ``<gpu>.kernels.npz`` in the folder ``out``."""
+    lines = [
+        f"# Kernels of {gpu}: roofline parameters, fitted by simulator.calibration.fit_tables. What they leave over",
+        f"# lies in {gpu}{TABLES_SUFFIX}. Data: aiconfigurator 0.12.0 (NVIDIA, Apache-2.0), see NOTICE.",
+    ]
+    found = sorted(kernels, key=lambda fitted: fitted.rows.name)
+    for fitted in found:
+        lines.append(f"{fitted.rows.name}:")
+        lines += [f"  {name}: {value:.6g}" for name, value in fitted.parameters.items()]
+        lines.append(f"  source: '{fitted.rows.source}'")
+    (out / f"{gpu}{KERNELS_SUFFIX}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    save_tables(str(out / f"{gpu}{TABLES_SUFFIX}"), {fitted.rows.name: fitted.table for fitted in found})
+
+
+def fit_gpu(folder: Path, gpu: str, out: Path, *, errors: bool = False) -> Profile:
+    """Fit one GPU from the tables in ``folder`` and write its profile to ``out``.
+
+    MLA blocks come last: their attention is what is left when the projections, as just fitted, are taken off.
+    ``errors`` also fits each kernel without a fifth of its rows, and of its shapes, to measure its error.
+    """
+    bare = replace(load_gpu(gpu), kernels=None)
+    rows = [r for source in _SOURCES for r in source(folder, bare)]
+    kernels = [fit_kernel(r) for r in rows]
+    write_profile(gpu, kernels, out)
+    fitted = replace(bare, kernels=read_kernels(out / f"{gpu}{KERNELS_SUFFIX}", gpu))
+    blocks = list(mla_rows.block_rows(folder, fitted))
+    kernels += [fit_kernel(r) for r in blocks]
+    write_profile(gpu, kernels, out)
+    measured = tuple(held_back(r) for r in rows + blocks) if errors else ()
+    return Profile(gpu, tuple(kernels), measured)
+
+
+def fit_tables(
+    folder: Path, out: Path | None = None, *, gpus: Iterable[str] = MEASURED, errors: bool = False
+) -> list[Profile]:
+    """Fit all measured GPUs. ``out`` None: into the shipped ``hardware_profiles``.
+
+    Raises InputError if a table is missing or cannot be read.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected the kernel tables of aiconfigurator 0.12.0 as CSV")
+    target = out or shipped("hardware_profiles")
+    target.mkdir(parents=True, exist_ok=True)
+    return [fit_gpu(folder, gpu, target, errors=errors) for gpu in gpus]
+
+
+def error_table(profiles: Iterable[Profile]) -> str:
+    """Held-back errors as a Markdown table, in per cent, median / 90th percentile."""
+    lines = [
+        "| GPU | kernel | rows | roofline alone | with table, rows held back | with table, shapes held back |",
+        "|---|---|---|---|---|---|",
+    ]
+    for profile in profiles:
+        for error in profile.errors:
+            shapes = "" if error.table_shapes is None else _percent(error.table_shapes)
+            cells = (
+                profile.gpu,
+                error.name,
+                str(error.rows),
+                _percent(error.roofline),
+                _percent(error.table_rows),
+                shapes,
+            )
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _percent(pair: tuple[float, float]) -> str:
+    return f"{100 * pair[0]:.1f} / {100 * pair[1]:.1f}"
