@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 
 from simulator.cluster.profiles import load_profile
+from simulator.cluster.routers import ROUTERS
 from simulator.cluster.schema import NetworkPart, PoolPart, Topology
 from simulator.errors import TopologyError, unknown
 from simulator.network.compression import compression_names
-
-#: Routers a topology may name, and what each looks at.
-ROUTER_NAMES: Mapping[str, str] = {
-    "round_robin": "each worker in turn",
-    "random": "any worker, drawn from the run's seed",
-    "least_requests": "fewest requests waiting and running",
-    "least_pending_tokens": "fewest prompt tokens not yet computed",
-    "most_free_blocks": "most free KV blocks",
-    "power_of_two": "the less busy of two drawn workers",
-    "prefix_aware": "longest cached prefix of this prompt, then fewest pending tokens",
-    "session": "the worker that served the session's last turn",
-}
 
 #: Network numbers that mean something for each kind.
 _NUMBERS = {
@@ -40,8 +28,8 @@ def check(topology: Topology) -> None:
         _check_pool(topology, pool, f"{place}: pools.{pool.name}")
     for role in ("prefill", "decode", "colocated"):
         name = getattr(topology.routing, role)
-        if name not in ROUTER_NAMES:
-            raise TopologyError(unknown(f"{place}: routing.{role}", "router", name, ROUTER_NAMES))
+        if name not in ROUTERS:
+            raise TopologyError(unknown(f"{place}: routing.{role}", "router", name, ROUTERS))
     if topology.network is not None:
         _check_network(topology.network, f"{place}: network")
     _check_transfer(topology, place)

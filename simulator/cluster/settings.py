@@ -315,3 +315,14 @@ SPLITWISE = Family(
 )
 
 FAMILIES = {family.name: family for family in (VLLM, SGLANG, TENSORRT_LLM, DISTSERVE, SPLITWISE)}
+
+
+def markdown_table(family: Family) -> str:
+    """The family's settings as a table for the documentation."""
+    lines = ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
+    for entry in family.settings:
+        default = str(entry.default).lower() if isinstance(entry.default, bool) else str(entry.default)
+        unit = f" ({entry.unit})" if entry.unit else ""
+        also = f"; also written {', '.join(f'`{alias}`' for alias in entry.aliases)}" if entry.aliases else ""
+        lines.append(f"| `{entry.name}` | {default} | {entry.allowed}{unit} | {entry.doc}{also} |")
+    return "\n".join(lines)
