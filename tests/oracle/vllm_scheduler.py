@@ -45,7 +45,7 @@ class Request:
     unwritten: int = 0  # asynchronous scheduling: tokens that planned steps will sample
     in_flight: int = 0  # tokens in planned steps whose output is not booked yet
     stale: int = 0  # of these, tokens planned before the last preemption
-    preemptions: int = 0
+    prefilling: bool = False  # the last step planned for it left some of its prompt to compute
     prefixes: list[int] = field(default_factory=list)  # names of its full blocks' prefixes
     blocks: list[Block] = field(default_factory=list)
     registered: int = 0  # how many of its leading blocks the prefix cache knows
@@ -106,7 +106,6 @@ class Scheduler:
         r.computed = 0
         r.stale = r.in_flight
         r.unwritten = 0
-        r.preemptions += 1
         self.waiting.appendleft(r)
 
     # ---- planning
@@ -121,7 +120,8 @@ class Scheduler:
             step.past[r] = r.computed
             r.computed += new
             r.in_flight += new
-            if r.computed >= r.tokens + r.unwritten:  # not a partial prefill
+            r.prefilling = r.computed < r.tokens + r.unwritten
+            if not r.prefilling:
                 step.sampling.add(r)
                 r.unwritten += self.is_async
         return step
@@ -224,9 +224,11 @@ class Scheduler:
         def need(tokens: int) -> int:
             return max(0, pool.blocks_for(min(tokens, self.max_model_len)) - len(r.blocks) - len(hits)) + unused_hits
 
-        # The engine also keeps reads from taking blocks that a partly prefilled request still needs. This never bites:
-        # that request takes the whole budget of every step until it has them all, so nobody is admitted meanwhile.
-        if max(need(r.tokens), need(slots)) > len(pool.free):
+        # A read holds its blocks without getting anywhere: it must leave what a partly prefilled request still needs.
+        # (This can only bite where that request could get nothing and nobody was preempted for it.)
+        partly = [q for q in self.running if q.prefilling] if external else []
+        reserved = sum(max(0, pool.blocks_for(min(q.tokens, self.max_model_len)) - len(q.blocks)) for q in partly)
+        if need(r.tokens) > len(pool.free) or need(slots) > len(pool.free) - reserved:
             return False
         if hits:
             pool.share(hits)
