@@ -15,7 +15,7 @@ from vllm_stepper import run_case
 STORED = Path(__file__).parents[1] / "data" / "vllm_scheduler"
 TOLERANCE_S = 1e-9
 
-# What the first requests of each engine got is in the steps file; each engine keeps this many.
+# Steps of each engine that a case keeps.
 KEPT_STEPS = 400
 
 

@@ -62,6 +62,7 @@ class Step:
     tokens: dict[Request, int] = field(default_factory=dict)
     past: dict[Request, int] = field(default_factory=dict)  # tokens computed before the step
     sampling: set[Request] = field(default_factory=set)  # those who get a token from it
+    decoding: set[Request] = field(default_factory=set)  # of these, those who got one from their step before, too
     preempted: list[Request] = field(default_factory=list)
 
 
@@ -141,6 +142,8 @@ class Scheduler:
                 break
             step.tokens[r] = new
             budget -= new
+            if not r.prefilling:
+                step.decoding.add(r)
         return budget
 
     def _make_room(self, r: Request, new: int, step: Step) -> bool:

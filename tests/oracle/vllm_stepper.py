@@ -22,7 +22,8 @@ from vllm_scheduler import Request, Role, Scheduler, Step
 HASHED_TOKENS = 512  # tokens of the prompt that one hash id stands for
 OWN_TOKEN = 10_000_000  # token values from here on belong to one request alone
 
-# (new, past) of the sequences that decode, of the prefill chunks, and how many of the chunks end their prompt
+# (new, past) of every sequence with one new token (a decode, to the kernels), of the chunks of several, and how many
+# sequences end their prefill with this step, whatever the length of its last chunk
 StepSeconds = Callable[[Sequence[tuple[int, int]], Sequence[tuple[int, int]], int], float]
 
 
@@ -104,11 +105,10 @@ class Engine:
 
     def _launch(self, step: Step, keep_steps: int) -> None:
         """Transfers that have ended by now are reported at the end of the step planned now."""
-        decodes = [(n, step.past[r]) for r, n in step.tokens.items() if step.past[r] >= r.prompt and n == 1]
-        chunks = [(n, step.past[r]) for r, n in step.tokens.items() if step.past[r] < r.prompt or n > 1]
-        ends_prompt = len(step.sampling) - len(decodes)
+        work = [(n, step.past[r]) for r, n in step.tokens.items()]
+        singles, chunks = [w for w in work if w[0] == 1], [w for w in work if w[0] > 1]
         start = max(self.now, self.free_s)
-        self.free_s = start + self.seconds(decodes, chunks, ends_prompt)
+        self.free_s = start + self.seconds(singles, chunks, len(step.sampling) - len(step.decoding))
         self.in_flight.append((self.free_s, step, (self._ended(self.reads), self._ended(self.sends))))
         if len(self.steps) < keep_steps:
             self.steps.append(

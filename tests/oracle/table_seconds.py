@@ -1,0 +1,59 @@
+"""A step-cost table read in plain Python, straight from the words of ``StepCostTable``: slow, and on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vllm_stepper import StepSeconds, affine
+
+from simulator.cost.table import StepCostTable
+
+
+def at_count(values: Sequence[float], n: int) -> float:
+    """The entry of count n; past the end, on the line through the last two entries."""
+    if n < len(values):
+        return float(values[n])
+    slope = values[-1] - values[-2]
+    return float(values[-1] + slope * (n - len(values) + 1))
+
+
+def piece(knots: Sequence[float], x: float) -> tuple[int, float]:
+    """The piece between two knots that x lies on, or is nearest to, and x's place on it (0 to 1 inside)."""
+    i = max((k for k in range(len(knots) - 1) if knots[k] <= x), default=0)
+    return i, (x - knots[i]) / (knots[i + 1] - knots[i])
+
+
+def decode_attention(table: StepCostTable, contexts: Sequence[int]) -> float:
+    if not contexts:
+        return 0.0
+    row = min(len(contexts), len(table.decode_attention_s) - 1)
+    i, u = piece(table.context_knots, sum(contexts) / len(contexts))
+    low, high = table.decode_attention_s[row][i], table.decode_attention_s[row][i + 1]
+    return float(low + (high - low) * u) * len(contexts) / row
+
+
+def chunk_attention(table: StepCostTable, new: int, past: int) -> float:
+    i, u = piece(table.chunk_new_knots, new)
+    j, v = piece(table.chunk_past_knots, past)
+    a = table.chunk_attention_s
+    little, much = a[i][j] + (a[i + 1][j] - a[i][j]) * u, a[i][j + 1] + (a[i + 1][j + 1] - a[i][j + 1]) * u
+    return float(little + (much - little) * v)
+
+
+def table_seconds(table: StepCostTable) -> StepSeconds:
+    """The step time of a table, in the form the stepper takes."""
+    if table.affine:
+        return affine({name: getattr(table, name) for name in ("base_s", "per_token_s", "per_context_token_s")})
+
+    def seconds(singles: Sequence[tuple[int, int]], chunks: Sequence[tuple[int, int]], finished: int) -> float:
+        attention = decode_attention(table, [past for _, past in singles])
+        sequences = len(singles) + len(chunks)
+        if not chunks:
+            gpu = at_count(table.decode_s, sequences) + attention
+            return max(at_count(table.decode_floor_s, sequences), gpu) + at_count(table.decode_add_s, sequences)
+        tokens = len(singles) + sum(new for new, _ in chunks)
+        gpu = at_count(table.mixed_s, tokens) + attention + sum(chunk_attention(table, *chunk) for chunk in chunks)
+        gpu += table.per_finished_prefill_s * finished
+        return max(at_count(table.mixed_floor_s, sequences), gpu) + at_count(table.mixed_add_s, sequences)
+
+    return seconds
