@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from simulator.cluster.assembly import assemble
 from simulator.cluster.result import REJECTED, RunResult
 from simulator.cluster.topology import Topology, load_topology
 from simulator.errors import InputError
@@ -111,11 +112,14 @@ class Comparison:
             write_text(output_file(path, "path"), text)
         return text
 
-    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write ``requests.parquet``, ``result.json`` and the pictures into ``folder``; returns their paths."""
+    def save(self, folder: str | os.PathLike[str], document: Document | None = None) -> list[Path]:
+        """Write ``requests.parquet``, ``result.json`` and the pictures into ``folder``; returns their paths.
+
+        ``document`` stands in for the result JSON where more is to be said in it.
+        """
         terms, runs = self.terms, [result.run for result in self.results]
         frames = ((result.name, requests_frame(result.run, terms.slo, terms.warmup_s)) for result in self.results)
-        return write_results(folder, self.document, runs, frames, slo=terms.slo, warmup_s=terms.warmup_s)
+        return write_results(folder, document or self.document, runs, frames, slo=terms.slo, warmup_s=terms.warmup_s)
 
     def __repr__(self) -> str:
         return render(self.document).rstrip("\n")
@@ -230,6 +234,8 @@ def each(
     loaded = [load_topology(_plain_path(topology), overrides) for topology in topologies]
     names = distinct_names([topology.name for topology in loaded])
     loaded = [t if t.name == n else load_topology(t, name=n) for t, n in zip(loaded, names, strict=True)]
+    for topology in loaded:
+        assemble(topology)  # refuses early what cannot be built; it is quick
     offered = apply_arrivals(_trace(trace, how), how, seed)
     _check_warmup(offered, how, warmup_s)
     return _runs(offered, loaded, how, Terms(targets, seed, float(warmup_s), load or {}), progress)

@@ -1,0 +1,1 @@
+"""What each command of ``simulate`` does. ``simulator.cli`` reads the words and calls these."""

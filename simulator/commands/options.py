@@ -1,0 +1,88 @@
+"""The options of the main job, and how their texts are read. Light to import: ``--help`` waits for it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from simulator.errors import InputError
+from simulator.units import parse_duration
+
+_LIST: dict[str, Any] = {"negative": (), "show_default": False}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Everything but the trace; see ``docs/output.md`` for what comes back."""
+
+    topology: Annotated[
+        tuple[str, ...],
+        Parameter(help="a YAML file, a shipped name, or MODEL/GPU/1p1d; once for each topology to compare", **_LIST),
+    ] = ()
+    arrivals: Annotated[
+        str,
+        Parameter(help="trace, trace-raw, poisson:RATE, gamma:RATE:CV, closed:N or at-once"),
+    ] = "trace"
+    slo: Annotated[
+        str | None,
+        Parameter(help="latency targets with units, as ttft=2s,tpot=50ms (also e2e, itl_p99)"),
+    ] = None
+    rate_scale: Annotated[float, Parameter(help="play the trace this much faster: gaps are divided by it")] = 1.0
+    limit: Annotated[int | None, Parameter(help="only the first N requests")] = None
+    start: Annotated[str | None, Parameter(help="leave out what arrives in the trace's first S seconds")] = None
+    duration: Annotated[str | None, Parameter(help="only what arrives within S seconds from the start")] = None
+    warmup: Annotated[str | None, Parameter(help="simulate the first S seconds, but do not count them")] = None
+    seed: Annotated[int, Parameter(help="of everything drawn at random")] = 0
+    change: Annotated[
+        tuple[str, ...],
+        Parameter(name="--set", help="change the topologies: path.to.key=value; may be repeated", **_LIST),
+    ] = ()
+    columns: Annotated[
+        str | None,
+        Parameter(help="columns of an unknown CSV: arrival_s=NAME,input_tokens=NAME,output_tokens=NAME"),
+    ] = None
+    out: Annotated[
+        str | None, Parameter(help="folder for result.json, requests.parquet and pictures (made where missing)")
+    ] = None
+    json: Annotated[
+        str | None, Parameter(help="write the result as JSON to a file, or - for stdout", allow_leading_hyphen=True)
+    ] = None
+    quiet: Annotated[bool, Parameter(help="no progress, notes or warnings on stderr", negative=())] = False
+
+
+def parse_seconds(text: str | None, option: str) -> float | None:
+    """Seconds of ``30``, ``30s`` or ``5min``; a bare number is in seconds, as the option's help says."""
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        return parse_duration(text, option)
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise InputError(f"{option}: '{text}'; allowed: seconds from 0")
+    return seconds
+
+
+def parse_columns(text: str | None) -> dict[str, str] | None:
+    """``a=b,c=d`` as a mapping."""
+    if text is None:
+        return None
+    found: dict[str, str] = {}
+    for part in text.split(","):
+        native, equals, name = (piece.strip() for piece in part.partition("="))
+        if not (native and equals and name):
+            raise InputError(f"--columns: '{part.strip()}' is not FIELD=COLUMN; write arrival_s=t,input_tokens=in,...")
+        if native in found:
+            raise InputError(f"--columns: '{native}' is given twice")
+        found[native] = name
+    return found
+
+
+def json_target(text: str | None, option: str = "--json") -> str | None:
+    """The file to write, or ``-``; a word that is an option itself is a forgotten file name."""
+    if text is not None and text.startswith("-") and text != "-":
+        raise InputError(f"{option}: '{text}' is an option; give a file name, or - for stdout")
+    return text

@@ -1,0 +1,126 @@
+"""The main job: offer a trace to topologies, compare, print and write the result."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from simulator.api import Comparison, Result, each
+from simulator.cluster.topology import topology_names
+from simulator.commands.options import RunOptions, json_target, parse_columns, parse_seconds
+from simulator.commands.talk import Bar, Talk
+from simulator.errors import InputError, RunInterruptedError
+from simulator.metrics.slo import SLO
+from simulator.report.document import dumps
+from simulator.report.files import output_file, output_folder, write_text
+from simulator.report.terminal import print_report
+from simulator.workload.arrivals import Arrivals, parse_arrivals
+from simulator.workload.load import load_trace
+from simulator.workload.trace import Trace
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The options, read."""
+
+    arrivals: Arrivals
+    slo: SLO
+    warmup_s: float
+    json: str | None
+    load: Mapping[str, Any]
+
+
+def replay(trace: str, options: RunOptions) -> int:
+    """Run the main job; returns the exit code. Raises InputError before anything is simulated or written."""
+    job, talk = _read(options), Talk(options.quiet)
+    offered = _load(trace, options, job)
+    talk.notes(offered.notes)
+    bar = talk.bar()
+    runs = each(
+        offered,
+        options.topology,
+        slo=job.slo,
+        seed=options.seed,
+        arrivals=job.arrivals,
+        warmup_s=job.warmup_s,
+        overrides=options.change,
+        load=job.load,
+        progress=bar.callback,
+    )
+    results, interrupted = _simulate(runs, options.topology, talk, bar)
+    if results:
+        _hand_over(Comparison(tuple(results)), job, options, talk, interrupted=interrupted)
+    if interrupted:
+        kept = (
+            f"{len(results)} of {len(options.topology)} topologies finished, printed above"
+            if results
+            else "none finished"
+        )
+        raise RunInterruptedError(f"interrupted; {kept}")
+    return 0
+
+
+def _read(options: RunOptions) -> _Job:
+    """Everything that can be refused without looking at the trace."""
+    if not options.topology:
+        known = ", ".join(topology_names())
+        raise InputError(f"--topology is missing; give a YAML file, one of {known}, or MODEL/GPU/1p1d, once or more")
+    arrivals = parse_arrivals(options.arrivals)
+    if arrivals.kind not in ("trace", "trace-raw") and options.rate_scale != 1.0:
+        raise InputError(f"--rate-scale has no effect with --arrivals {arrivals}; leave one of them out")
+    target = json_target(options.json)
+    if target not in (None, "-"):
+        output_file(str(target), "--json")
+    if options.out is not None:
+        output_folder(options.out)
+    load: dict[str, Any] = {"rate_scale": options.rate_scale, "limit": options.limit}
+    load |= {f"{name}_s": parse_seconds(getattr(options, name), f"--{name}") for name in ("start", "duration")}
+    if options.change:
+        load["set"] = list(options.change)
+    slo = SLO() if options.slo is None else SLO.parse(options.slo)
+    return _Job(arrivals, slo, parse_seconds(options.warmup, "--warmup") or 0.0, target, load)
+
+
+def _load(trace: str, options: RunOptions, job: _Job) -> Trace:
+    return load_trace(
+        trace,
+        columns=parse_columns(options.columns),
+        limit=options.limit,
+        start_s=job.load["start_s"],
+        duration_s=job.load["duration_s"],
+        rate_scale=options.rate_scale,
+        raw_arrivals=job.arrivals.kind == "trace-raw",
+        seed=options.seed,
+    )
+
+
+def _simulate(runs: Iterator[Result], names: Sequence[str], talk: Talk, bar: Bar) -> tuple[list[Result], bool]:
+    """The results, and whether Ctrl-C came before the last: what was finished is kept."""
+    results: list[Result] = []
+    try:
+        for name in names:
+            with bar.doing(name):
+                results.append(next(runs))
+            talk.notes(results[-1].run.trace.notes)
+            talk.warnings(f"{results[-1].name}: {text}" for text in results[-1].entry["warnings"])
+    except KeyboardInterrupt:
+        return results, True
+    return results, False
+
+
+def _hand_over(found: Comparison, job: _Job, options: RunOptions, talk: Talk, *, interrupted: bool) -> None:
+    """Write what was asked for; stdout gets the table, or the JSON where that was asked for with ``-``."""
+    document = {**found.document, "interrupted": True} if interrupted else found.document
+    if options.out is not None:
+        paths = found.save(options.out, document)
+        talk.notes([f"wrote {', '.join(path.name for path in paths)} to {options.out}"])
+    if job.json not in (None, "-"):
+        write_text(output_file(str(job.json), "--json"), dumps(document))
+        talk.notes([f"wrote {job.json}"])
+    if job.json == "-":
+        sys.stdout.write(dumps(document))
+    else:
+        print_report(document, sys.stdout)
+    sys.stdout.flush()
