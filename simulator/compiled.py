@@ -7,6 +7,7 @@ handing one to a compiled function costs one pointer, however many columns it ha
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -19,11 +20,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 def compiled(function: F) -> F:
     """Compile ``function`` on its first call; the machine code is kept on disk for the next process."""
     return njit(cache=True, error_model="numpy")(function)  # type: ignore[no-any-return]
-
-
-def inlined(function: F) -> F:
-    """As ``compiled``, and copied into its callers: for the small rules on the hottest path."""
-    return njit(cache=True, error_model="numpy", inline="never")(function)  # type: ignore[no-any-return]
 
 
 def record(name: str, fields: tuple[str, ...], module: str) -> Any:
@@ -46,6 +42,8 @@ def record(name: str, fields: tuple[str, ...], module: str) -> Any:
     kind = structref.register(
         type(name + "Type", (types.StructRef,), {"preprocess_fields": preprocess_fields, "__module__": module})
     )
+    # the cache on disk refers to the type by module and name
+    setattr(sys.modules[module], name + "Type", kind)
 
     def __new__(cls: Any, *values: Any) -> Any:
         return structref.StructRefProxy.__new__(cls, *values)

@@ -1,0 +1,175 @@
+"""From the columns of a finished run to its result: what the client saw, and where the time to first token went."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.cluster.plan import WorkerPlan
+from simulator.cluster.result import (
+    ItlHistogram,
+    PoolStats,
+    RunRecord,
+    RunResult,
+    RunTopology,
+    WorkerSeries,
+)
+from simulator.cluster.run import Cluster
+from simulator.engine.columns import GAP_BINS
+
+Floats = NDArray[np.float64]
+
+GAP_EDGES_S: Floats = 10.0 ** (np.arange(GAP_BINS + 1) / 100.0 - 6.0)
+
+
+def collect(cluster: Cluster, seed: int, arrivals: str) -> RunResult:
+    """The result of a run that is over."""
+    record = _record(cluster)
+    plan = cluster.plan
+    topology = plan.topology
+    reached = ~np.isnan(record.last_token_s)
+    first = float(record.arrival_s.min()) if len(record) else 0.0
+    last = float(record.last_token_s[reached].max()) if reached.any() else float("nan")
+    gpu_counts: Counter[str] = Counter()
+    for worker in plan.workers:
+        gpu_counts[worker.gpu or "unstated"] += worker.parallel.gpus
+    return RunResult(
+        topology=RunTopology(
+            topology.name, plan.gpus, topology.model or "", topology.profile, topology.source, dict(gpu_counts)
+        ),
+        trace=cluster.trace,
+        record=record,
+        series=tuple(_series(cluster, worker) for worker in plan.workers),
+        itl_histogram=_gaps(cluster),
+        pools=_pools(cluster, last - first),
+        network=_network(cluster, last - first),
+        cache=_cache(cluster),
+        warnings=plan.warnings,
+        seed=seed,
+        arrivals=arrivals,
+        first_arrival_s=first,
+        last_completion_s=last,
+    )
+
+
+def _after_s(cluster: Cluster) -> Floats:
+    """Host seconds between a token's step and the client, by request."""
+    by_worker = np.array([worker.frontend_after_s for worker in cluster.plan.workers])
+    return np.where(cluster.decode_worker >= 0, by_worker[cluster.decode_worker], 0.0)
+
+
+def _record(cluster: Cluster) -> RunRecord:
+    desk, over, trace = cluster.desk, cluster.handover, cluster.trace
+    after = _after_s(cluster)
+    first, last = desk.first_token_s + after, desk.last_token_s + after
+    moved = ~np.isnan(over.read_end_s)
+    before = np.where(moved, cluster.entry_before_s + cluster.second_before_s, cluster.entry_before_s)
+    queue = desk.prefill_start_s - cluster.arrival_s - cluster.entry_before_s
+    prefill = desk.prefill_end_s - desk.prefill_start_s
+    wait = np.where(moved, over.read_start_s - desk.prefill_end_s - cluster.second_before_s, 0.0)
+    transfer = np.where(moved, over.read_end_s - over.read_start_s, 0.0)
+    admission = np.where(moved, desk.first_token_s - over.read_end_s, 0.0)
+    missing = np.isnan(first)
+    parts = [np.where(missing, np.nan, part) for part in (queue, prefill, wait, transfer, admission)]
+    # what is left is the host's: before + after but for the last bit, so that the parts add up
+    host = np.where(missing, np.nan, (first - cluster.arrival_s) - sum(parts))
+    host = np.where(np.abs(host - before - after) < 1e-9, host, before + after)
+    preemptions = desk.preemptions
+    return RunRecord(
+        arrival_s=cluster.arrival_s,
+        first_token_s=first,
+        last_token_s=last,
+        input_tokens=np.array(trace.input_tokens),
+        output_tokens=np.array(trace.output_tokens),
+        cached_tokens=desk.cached_tokens,
+        preemptions=preemptions,
+        state=cluster.state,
+        reason=cluster.reason,
+        reasons=tuple(cluster.reasons),
+        prefill_worker=cluster.prefill_worker,
+        decode_worker=cluster.decode_worker,
+        part_queue_s=parts[0],
+        part_prefill_s=parts[1],
+        part_kv_wait_s=parts[2],
+        part_kv_transfer_s=parts[3],
+        part_decode_admission_s=parts[4],
+        part_host_s=host,
+    )
+
+
+def _series(cluster: Cluster, plan: WorkerPlan) -> WorkerSeries:
+    moments, running, waiting, blocks, _ = cluster.workers[plan.index].engine.series()
+    return WorkerSeries(
+        plan.name, plan.pool, plan.role, plan.gpu or "", moments, running, waiting, blocks / max(plan.kv_blocks, 1)
+    )
+
+
+def _gaps(cluster: Cluster) -> ItlHistogram:
+    counts = np.zeros(GAP_BINS, np.int64)
+    largest = float("nan")
+    for worker in cluster.workers:
+        counts += worker.engine.series()[4]
+        largest = float(np.fmax(largest, worker.engine.totals().gap_max_s))
+    return ItlHistogram(GAP_EDGES_S, counts, None, largest)
+
+
+def _pools(cluster: Cluster, duration_s: float) -> tuple[PoolStats, ...]:
+    stats = []
+    for pool in cluster.plan.topology.pools:
+        plans = [worker for worker in cluster.plan.workers if worker.pool == pool.name]
+        totals = [cluster.workers[worker.index].engine.totals() for worker in plans]
+        busy = sum(t.busy_s for t in totals) / len(plans)
+        stats.append(
+            PoolStats(
+                name=pool.name,
+                role=pool.role,
+                gpu=plans[0].gpu or "",
+                workers=len(plans),
+                gpus=sum(worker.parallel.gpus for worker in plans),
+                utilisation=min(busy / duration_s, 1.0) if duration_s > 0 else 0.0,
+                kv_peak_fraction=max(
+                    t.peak_blocks / worker.kv_blocks for t, worker in zip(totals, plans, strict=True)
+                ),
+                preemptions=int(sum(t.preemptions for t in totals)),
+                kv_blocks=plans[0].kv_blocks,
+                block_tokens=plans[0].block_size,
+                steps=int(sum(t.batches for t in totals)),
+                extra={
+                    "prefill_tokens": int(sum(t.prefill_tokens for t in totals)),
+                    "decode_tokens": int(sum(t.decode_tokens for t in totals)),
+                },
+            )
+        )
+    return tuple(stats)
+
+
+def _cache(cluster: Cluster) -> dict[str, float | int]:
+    totals = [cluster.workers[w.index].engine.totals() for w in cluster.plan.workers if w.role != "decode"]
+    looked_up = int(sum(t.lookup_tokens for t in totals))
+    hits = int(sum(t.hit_tokens for t in totals))
+    return {
+        "hit_token_ratio": hits / looked_up if looked_up else 0.0,
+        "hit_tokens": hits,
+        "looked_up_tokens": looked_up,
+    }
+
+
+def _network(cluster: Cluster, duration_s: float) -> dict[str, object]:
+    if cluster.pull is None:
+        return {}
+    over = cluster.handover
+    moved = ~np.isnan(over.read_end_s)
+    seconds = (over.read_end_s - over.read_start_s)[moved]
+    sent = float(over.wire_bytes.sum())
+    network: dict[str, object] = {
+        "transfers": int(moved.sum()),
+        "bytes": sent,
+        "blocks": int(over.blocks.sum()),
+        "transfer_mean_s": float(seconds.mean()) if seconds.size else None,
+        "transfer_p99_s": float(np.percentile(seconds, 99)) if seconds.size else None,
+    }
+    if duration_s > 0:
+        network["bytes_per_s"] = sent / duration_s
+    return network

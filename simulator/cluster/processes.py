@@ -1,0 +1,194 @@
+"""The clock: SimPy processes around things that have none. One a worker, one a fabric, one a load source.
+
+A worker sleeps until its engine says that something may happen, and is woken early by an arrival. Moments that belong
+to the model (ends of batches, arrivals, ends of transfers) are carried as they were computed; SimPy's own clock, which
+adds up delays, only orders them.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Generator
+from typing import Any
+
+import simpy
+
+from simulator.engine.engine import Engine, Load, News
+from simulator.engine.state import NEVER
+from simulator.network.fabric import Fabric
+
+Process = Generator[Any, Any, None]
+
+
+class Clock:
+    """SimPy's environment, as the rest of the cluster sees it."""
+
+    def __init__(self) -> None:
+        self.env = simpy.Environment()
+
+    def run(self) -> None:
+        """Until nothing is left to happen."""
+        self.env.run()
+
+
+class Sleeper:
+    """A process that sleeps until ``wake_s`` and can be told to get up earlier."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._env = clock.env
+        self._until = float("inf")
+        self._asleep = False
+        self._process = self._env.process(self._run())
+
+    def next_s(self) -> float:
+        """When to get up next; ``NEVER`` or more for only when told."""
+        raise NotImplementedError
+
+    def get_up(self, now: float) -> None:
+        """What to do then."""
+        raise NotImplementedError
+
+    def _run(self) -> Process:
+        env = self._env
+        while True:
+            self._until = self.next_s()
+            self._asleep = True
+            try:
+                if self._until >= NEVER:
+                    yield env.event()
+                else:
+                    yield env.timeout(max(0.0, self._until - env.now))
+            except simpy.Interrupt:
+                continue
+            finally:
+                self._asleep = False
+            self.get_up(self._until)
+
+    def reconsider(self) -> None:
+        """Get up earlier if there is reason to."""
+        if self._asleep and self.next_s() < self._until:
+            self._asleep = False
+            self._process.interrupt()
+
+
+class Worker(Sleeper):
+    """One engine with a clock. ``hear`` is called with (this worker, news) as soon as they are known."""
+
+    def __init__(
+        self, clock: Clock, index: int, engine: Engine, prefill_tokens_per_s: float, hear: Callable[[Worker, News], None]
+    ) -> None:
+        self.index = index
+        self.engine = engine
+        self.now_s = 0.0
+        self._hear = hear
+        self._prefill_tokens_per_s = prefill_tokens_per_s
+        super().__init__(clock)
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Prompt tokens a second with full batches."""
+        return self._prefill_tokens_per_s
+
+    def next_s(self) -> float:
+        return self.engine.wake_s
+
+    def get_up(self, now: float) -> None:
+        self.catch_up(now)
+
+    def catch_up(self, now: float) -> None:
+        """Bring the engine to ``now`` and pass its news on."""
+        self.now_s = max(self.now_s, now)
+        news = self.engine.advance(self.now_s)
+        if news is not None:
+            self._hear(self, news)
+
+    def load(self) -> Load:
+        """Queue lengths and memory now."""
+        self.catch_up(self._env.now)
+        return self.engine.load()
+
+    def submit(self, row: int, prompt_tokens: int, target_tokens: int, now: float, *, remote: bool = False) -> None:
+        """A request comes in."""
+        self.catch_up(now)
+        self.engine.submit(row, prompt_tokens, target_tokens, now, remote=remote)
+        self.reconsider()
+
+    def transfer_ended(self, slot: int, now: float) -> None:
+        """A read of KV has ended."""
+        self.catch_up(now)
+        self.engine.transfer_ended(slot, now)
+        self.reconsider()
+
+
+class LoadSource(Sleeper):
+    """A heap of requests and the moments at which they reach the cluster; more may be added while it runs."""
+
+    def __init__(self, clock: Clock, arrivals: list[tuple[float, int]], send: Callable[[int, float], None]) -> None:
+        self._heap = arrivals
+        heapq.heapify(self._heap)
+        self._send = send
+        super().__init__(clock)
+
+    def next_s(self) -> float:
+        return self._heap[0][0] if self._heap else float("inf")
+
+    def get_up(self, now: float) -> None:
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            at, row = heapq.heappop(heap)
+            self._send(row, at)
+
+    def add(self, row: int, at: float) -> None:
+        """One more request."""
+        heapq.heappush(self._heap, (at, row))
+        self.reconsider()
+
+
+class Agenda(Sleeper):
+    """Things to be done at stated moments, in order of time and then of being noted (ends of transfers, hand-ons)."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._heap: list[tuple[float, int, Callable[[float], None]]] = []
+        self._noted = 0
+        super().__init__(clock)
+
+    def next_s(self) -> float:
+        return self._heap[0][0] if self._heap else float("inf")
+
+    def get_up(self, now: float) -> None:
+        while self._heap and self._heap[0][0] <= now:
+            at, _, action = heapq.heappop(self._heap)
+            action(at)
+
+    def add(self, at: float, action: Callable[[float], None]) -> None:
+        """Do ``action(at)`` at the moment ``at``."""
+        self._noted += 1
+        heapq.heappush(self._heap, (at, self._noted, action))
+        self.reconsider()
+
+
+class Transfers(Sleeper):
+    """The fabric with a clock: transfers that share its links. ``start`` calls ``done(end)`` when the bytes are there."""
+
+    def __init__(self, clock: Clock, fabric: Fabric) -> None:
+        self._fabric = fabric
+        self._done: dict[int, Callable[[float], None]] = {}
+        self._started = 0
+        super().__init__(clock)
+
+    def next_s(self) -> float:
+        return self._fabric.next_completion()
+
+    def get_up(self, now: float) -> None:
+        for transfer, end in self._fabric.advance(now):
+            self._done.pop(transfer)(end)
+
+    def start(
+        self, src: int, dst: int, size_bytes: float, delay_s: float, now: float, done: Callable[[float], None]
+    ) -> None:
+        """Move bytes between two workers, after ``delay_s`` of setting up."""
+        self.get_up(now)
+        self._started += 1
+        self._done[self._started] = done
+        self._fabric.start(self._started, src, dst, size_bytes, now, delay_s=delay_s)
+        self.reconsider()

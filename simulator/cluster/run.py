@@ -1,0 +1,254 @@
+"""One run: a trace offered to a worked-out cluster. A request's way through the rooms, from arrival to desk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulator.cluster.handover import HandoverColumns, Pull
+from simulator.cluster.plan import ClusterPlan, WorkerPlan
+from simulator.cluster.processes import Agenda, Clock, LoadSource, Transfers, Worker
+from simulator.cluster.result import COMPLETED, REJECTED, UNFINISHED
+from simulator.cluster.routers import ROUTERS, Asked, Pool
+from simulator.cost.table import prefill_rate
+from simulator.engine.engine import Engine, EngineSpec, News
+from simulator.engine.state import FINISHED, NEVER, PREFILLED, READ, DeskColumns
+from simulator.errors import TopologyError, TraceError, unknown
+from simulator.kv.content import OUTPUT_CONTENT, PRIVATE_CONTENT, SESSION_CONTENT, make_content
+from simulator.network.fabric import Fabric
+from simulator.workload.arrivals import Arrivals
+from simulator.workload.trace import Trace
+
+_NO_BLOCKS = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run. ``logging``: every engine writes every batch down. ``macro``: stretches of decode in one go."""
+
+    logging: bool = False
+    macro: bool = True
+    one_output_content: bool = False  # all outputs are the same tokens, as in the exact scheduler cases
+    progress: Callable[[float], None] | None = None
+
+
+class Cluster:
+    """The state of one run: workers, pools, the desk, and the moves of a request between them."""
+
+    def __init__(self, plan: ClusterPlan, trace: Trace, arrivals: Arrivals, options: RunOptions) -> None:
+        self.plan, self.trace, self.options = plan, trace, options
+        rows = len(trace)
+        self.clock = Clock()
+        self.desk = DeskColumns(rows)
+        self.handover = HandoverColumns(rows)
+        self.prefill_worker = np.full(rows, -1, np.int32)
+        self.decode_worker = np.full(rows, -1, np.int32)
+        self.state = np.full(rows, UNFINISHED, np.int8)
+        self.reason = np.full(rows, -1, np.int16)
+        self.reasons: list[str] = []
+        self.arrival_s = np.array(trace.arrival_s)
+        self._clients = arrivals.clients if arrivals.kind == "closed" else None
+        self._follows = _followers(trace)
+        chained = self._clients is not None or bool(self._follows)
+        content = content_columns(trace, options.one_output_content)
+        self.workers = [self._worker(w, content, chained) for w in plan.workers]
+        self.entry = self._pool("prefill", "colocated", "mixed")
+        self.second = self._pool("decode")
+        self.agenda = Agenda(self.clock)
+        self.pull = self._pull()
+        self._check_fit()
+        self._sent = 0
+        self.source = LoadSource(self.clock, self._first_arrivals(), self.send)
+
+    def run(self) -> None:
+        """Until every request is done; then every engine is brought to its end."""
+        self.clock.run()
+        for worker in self.workers:
+            worker.catch_up(NEVER / 10)
+        done = ~np.isnan(self.desk.last_token_s)
+        self.state[done] = COMPLETED
+
+    # The way of a request
+
+    def send(self, row: int, now: float) -> None:
+        """A client sends: reject what can never fit, else on to a worker after the front end's work."""
+        self.arrival_s[row] = now
+        self._sent += 1
+        if self.options.progress is not None and self._sent % 1024 == 0:
+            self.options.progress(self._sent / len(self.trace))
+        if self.state[row] == REJECTED:
+            self._after(row, now)
+            return
+        before = self.entry_before_s
+        if before > 0:
+            self.agenda.add(now + before, lambda at: self.enter(row, at))
+        else:
+            self.enter(row, now)
+
+    def enter(self, row: int, now: float) -> None:
+        """The first engine."""
+        worker = self.pick(self.entry, self.entry_router, row)
+        self.prefill_worker[row] = worker.index
+        trace = self.trace
+        if self.plan.workers[worker.index].role == "prefill":
+            worker.submit(row, int(trace.input_tokens[row]), 1, now)
+        else:
+            self.decode_worker[row] = worker.index
+            worker.submit(row, int(trace.input_tokens[row]), int(trace.output_tokens[row]), now)
+
+    def hear(self, worker: Worker, news: News) -> None:
+        """News of an engine: finished, prompt done, KV wanted."""
+        for kind, row, slot, value, at in zip(*(column.tolist() for column in news), strict=True):
+            if kind == FINISHED:
+                self._after(row, at + self.plan.workers[worker.index].frontend_after_s)
+            elif kind == PREFILLED:
+                self.handover.prefill_slot[row] = slot
+                self._hand_over(row, at)
+            elif kind == READ and self.pull is not None:
+                self.pull.read(worker.index, row, slot, value, at)
+
+    def _hand_over(self, row: int, now: float) -> None:
+        before = self.second_before_s
+        if before > 0:
+            self.agenda.add(now + before, lambda at: self.enter_second(row, at))
+        else:
+            self.enter_second(row, now)
+
+    def enter_second(self, row: int, now: float) -> None:
+        """The decode engine."""
+        worker = self.pick(self.second, self.second_router, row)
+        self.decode_worker[row] = worker.index
+        trace = self.trace
+        worker.submit(row, int(trace.input_tokens[row]), int(trace.output_tokens[row]), now, remote=True)
+
+    def pick(self, pool: Pool, router: Callable[[Pool, Asked], int], row: int) -> Worker:
+        """Ask the router."""
+        workers: list[Worker] = pool.workers  # type: ignore[assignment]
+        if len(workers) == 1:
+            return workers[0]
+        trace = self.trace
+        session = -1 if trace.session is None else int(trace.session[row])
+        asked = Asked(row, int(trace.input_tokens[row]), session, trace.hashes(row), trace.block_tokens)
+        return workers[router(pool, asked)]
+
+    def _after(self, row: int, now: float) -> None:
+        """What a client does when its request is over: its next one, or the session's next turn after thinking."""
+        following = self._follows.get(row)
+        if following is not None:
+            think = 0.0 if self.trace.think_s is None else float(self.trace.think_s[following])
+            self.source.add(following, now + max(think, 0.0))
+        elif self._clients is not None and self._queue:
+            self.source.add(self._queue.pop(), now)
+
+    # Setting up
+
+    def _first_arrivals(self) -> list[tuple[float, int]]:
+        later = set(self._follows.values())
+        rows = [row for row in range(len(self.trace)) if row not in later]
+        if self._clients is None:
+            return [(float(self.arrival_s[row]), row) for row in rows]
+        self._queue = rows[self._clients :][::-1]
+        return [(0.0, row) for row in rows[: self._clients]]
+
+    def _worker(self, plan: WorkerPlan, content: object, chained: bool) -> Worker:
+        spec = EngineSpec(
+            policy=plan.policy,
+            role=plan.role,
+            settings=dict(plan.settings),
+            kv_blocks=plan.kv_blocks,
+            cost=plan.step_cost,
+            tell_finished=chained,
+            logging=self.options.logging,
+            macro=self.options.macro,
+        )
+        engine = Engine(spec, content, self.desk.record)
+        return Worker(self.clock, plan.index, engine, prefill_rate(plan.step_cost, plan.max_step_tokens), self.hear)
+
+    def _pool(self, *roles: str) -> Pool:
+        return Pool([self.workers[w.index] for w in self.plan.workers if w.role in roles])
+
+    def _pull(self) -> Pull | None:
+        routing = self.plan.topology.routing
+        disaggregated = bool(self.second.workers)
+        self.entry_router = router_named(routing.prefill if disaggregated else routing.colocated)
+        self.second_router = router_named(routing.decode)
+        entry = next(w for w in self.plan.workers if w.role != "decode")
+        self.entry_before_s = entry.frontend_before_s
+        self.second_before_s = 0.0
+        transfer = self.plan.transfer
+        if not disaggregated or transfer is None:
+            return None
+        if transfer.mode != "pull":
+            raise TopologyError(
+                f"{self.plan.topology.source}: kv_transfer.mode: '{transfer.mode}' cannot be run yet; allowed: pull"
+            )
+        self.second_before_s = next(w for w in self.plan.workers if w.role == "decode").frontend_before_s
+        shared = None if transfer.explicit else Transfers(self.clock, Fabric(transfer.network))
+        return Pull(transfer, self.workers, self.prefill_worker, self.agenda, shared, self.handover)
+
+    def _check_fit(self) -> None:
+        """Reject requests that no worker could ever hold; if none is left, the trace is bad input."""
+        trace = self.trace
+        total = trace.input_tokens + trace.output_tokens
+        for kind, workers in (("", self.entry.workers), ("decode ", self.second.workers)):
+            if not workers:
+                continue
+            plans = [self.plan.workers[w.index] for w in workers]  # type: ignore[attr-defined]
+            tokens = trace.input_tokens + 1 if plans[0].role == "prefill" else total
+            room = max(p.kv_blocks * p.block_size for p in plans)
+            self._reject(tokens - 1 > room, f"needs more KV cache than a {kind}worker has ({room:,} tokens)")
+            limit = max(p.max_context for p in plans)
+            self._reject(tokens > limit, f"longer than the {kind}worker's context limit of {limit:,} tokens")
+        if np.all(self.state == REJECTED):
+            worst = int(np.argmin(total))
+            raise TraceError(
+                f"{trace.source}: no request fits topology {self.plan.topology.name}: the smallest "
+                f"({int(trace.input_tokens[worst]):,} + {int(trace.output_tokens[worst]):,} tokens) "
+                f"{self.reasons[int(self.reason[worst])]}"
+            )
+
+    def _reject(self, which: np.ndarray, reason: str) -> None:  # type: ignore[type-arg]
+        fresh = which & (self.state != REJECTED)
+        if fresh.any():
+            self.reason[fresh] = len(self.reasons)
+            self.reasons.append(reason)
+            self.state[fresh] = REJECTED
+
+
+def router_named(name: str) -> Callable[[Pool, Asked], int]:
+    """The router of that name; a ``TopologyError`` with the nearest name if there is none."""
+    if name not in ROUTERS:
+        raise TopologyError(unknown("routing", "router", name, ROUTERS))
+    return ROUTERS[name]
+
+
+def content_columns(trace: Trace, one_output_content: bool) -> object:
+    """What the prompts and outputs hold, as far as prefix caches can tell."""
+    rows = np.arange(len(trace), dtype=np.int64)
+    prompt, output = PRIVATE_CONTENT + rows, OUTPUT_CONTENT + rows
+    if one_output_content:
+        output = np.full(len(trace), 7, np.int64)
+    if trace.session is not None and trace.turn is not None:
+        shared = trace.session >= 0
+        prompt = np.where(shared, SESSION_CONTENT + trace.session, prompt)
+        output = np.where(shared, SESSION_CONTENT + trace.session, output)
+    ids, offsets = trace.hash_ids, trace.hash_offsets
+    if ids is None or offsets is None:
+        ids, offsets = _NO_BLOCKS, np.zeros(len(trace) + 1, np.int64)
+    if ids.size and (int(ids.max()) >= PRIVATE_CONTENT or int(ids.min()) < 0):
+        ids = np.unique(ids, return_inverse=True)[1].astype(np.int64)
+    return make_content(
+        np.array(trace.input_tokens), np.array(ids), np.array(offsets), trace.block_tokens, prompt, output
+    )
+
+
+def _followers(trace: Trace) -> dict[int, int]:
+    """Row of a session's turn -> row of its next turn."""
+    if trace.session is None or trace.turn is None:
+        return {}
+    rows = np.flatnonzero(trace.session >= 0)
+    order = rows[np.lexsort((trace.turn[rows], trace.session[rows]))]
+    same = np.diff(trace.session[order]) == 0
+    return dict(zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True))

@@ -1,0 +1,20 @@
+"""The cluster room's front: run a trace on a topology that has been worked out."""
+
+from __future__ import annotations
+
+from simulator.cluster.collect import collect
+from simulator.cluster.plan import ClusterPlan
+from simulator.cluster.result import RunResult
+from simulator.cluster.run import Cluster, RunOptions
+from simulator.workload.arrivals import Arrivals, apply_arrivals
+from simulator.workload.trace import Trace
+
+
+def run_plan(
+    plan: ClusterPlan, trace: Trace, arrivals: Arrivals, *, seed: int = 0, options: RunOptions | None = None
+) -> RunResult:
+    """Offer ``trace`` (with ``arrivals`` applied under ``seed``) to the cluster and live until the last token."""
+    offered = apply_arrivals(trace, arrivals, seed)
+    cluster = Cluster(plan, offered, arrivals, options or RunOptions())
+    cluster.run()
+    return collect(cluster, seed, str(arrivals))

@@ -1,0 +1,135 @@
+"""The columns of an engine's state, each with its meaning."""
+
+from __future__ import annotations
+
+RING = 8  # batches that may be in flight, at most
+MAX_SAMPLES = 1024  # points of an engine's time series; thinned to half when full
+GAP_BINS = 900  # histogram of token gaps: 100 bins a decade, from 1e-6 s to 1e3 s
+
+SETTINGS: dict[str, str] = {
+    "role": "COLOCATED, PREFILL or DECODE",
+    "depth": "batches in flight: 1, or 2 with asynchronous scheduling",
+    "max_num_seqs": "running requests at most",
+    "token_budget": "tokens of a batch at most (max_num_batched_tokens)",
+    "block_size": "tokens of a KV block",
+    "max_model_len": "prompt and output tokens of a request at most",
+    "caching": "prefix caching",
+    "deferred_frees": "blocks of a request in a batch in flight cannot be freed (decode side of a pull, asynchronous)",
+    "tell_finished": "whether the cluster wants to hear of each finished request",
+    "logging": "whether every batch is written down",
+    "macro": "whether stretches of pure decode run in one go",
+}
+
+NUMBERS: dict[str, str] = {
+    "planned": "batches planned so far: the number of the next one",
+    "completed": "batches completed so far",
+    "gpu_free_s": "end of the last planned batch",
+    "plan_at_s": "moment at which planning is due, or NEVER",
+    "previous_end_s": "end of the last completed batch",
+    "running_count": "requests in the running list",
+    "decodes": "requests that decode in the next batch",
+    "offset_sum": "sum of their offsets",
+    "partials": "running requests whose prompt is partly computed (at most one, the last, but where blocks are short)",
+    "admissions": "requests admitted so far: gives the order of the running list",
+    "waiting_head": "place of the first waiting slot in its ring",
+    "waiting_count": "waiting requests",
+    "holding_count": "requests that hold blocks while their KV is read",
+    "pending_prompt_tokens": "prompt tokens submitted and not yet computed",
+    "heap_count": "entries of the heap of last batches",
+    "reports_count": "ended transfers not yet reported to the scheduler",
+    "news_count": "news not yet taken",
+    "free_slots": "slots not in use",
+    "end_sum": "sum of the ends of all completed batches",
+    "end_sum_low": "and what rounding has lost of it",
+    "busy_s": "seconds in which a batch ran",
+    "peak_blocks": "blocks taken, at most",
+    "preempted": "preemptions so far",
+    "decode_tokens": "tokens of decode so far",
+    "prefill_tokens": "prompt tokens computed so far",
+    "hit_tokens": "prompt tokens found in the prefix cache at first admission",
+    "lookup_tokens": "prompt tokens looked up there",
+    "gap_sum_s": "sum of all token gaps",
+    "gap_max_s": "largest token gap",
+    "sample_every_s": "distance of the time series' points",
+    "sample_next_s": "when the next is due",
+    "samples": "points so far",
+    "log_batches": "batches written down",
+    "log_rows": "entries of all of them",
+}
+
+SLOT_INTS: dict[str, str] = {
+    "row": "row of the request in the trace",
+    "status": "FREE, WAITING, PREFILLING, DECODING, LEAVING, REMOTE or HELD",
+    "prompt": "prompt tokens",
+    "target": "output tokens to make here",
+    "received": "output tokens made; while decoding, those made before the first batch of this stretch",
+    "computed": "tokens whose KV is there or on its way (while not decoding)",
+    "offset": "decoding: computed tokens before batch b, less b",
+    "first_batch": "decoding: batch of the stretch's first token",
+    "last_batch": "decoding: batch of the request's last token",
+    "absent_batch": "last batch that had no room for it, or -1",
+    "stale_batch": "batch in flight when it was preempted, or -1",
+    "order": "place in the order of admission",
+    "held_blocks": "blocks it holds (without caching, brought up to date only when its decoding ends)",
+    "registered": "leading blocks already in the prefix cache",
+    "table": "row of its block table, or -1",
+    "hit": "tokens found in the prefix cache at first admission, -1 before",
+    "times_preempted": "preemptions",
+    "bucket_next": "next slot with the same block phase",
+    "remote": "1: its KV is to be read from elsewhere; 2: the read has been reported; 0: neither",
+}
+
+SLOT_FLOATS: dict[str, str] = {
+    "segment": "minus the sum of batch ends before its stretch of decoding",
+    "segment_low": "and what rounding lost of it",
+    "token_sum": "sum of token times of finished stretches",
+    "last_token": "time of the last token before a preemption",
+}
+
+ARRAYS: dict[str, str] = {
+    "running": "slots in order of admission",
+    "waiting": "ring of waiting slots",
+    "holding": "slots whose KV is being read, in order",
+    "phase_count": "decoding requests by (offset modulo block size)",
+    "bucket_head": "first slot of each phase, in running order (prefix caching only)",
+    "heap_batch": "heap of last batches: the batch",
+    "heap_order": "then the order of admission",
+    "heap_slot": "and the slot",
+    "batch_end_s": "ring: end of the batch",
+    "batch_decodes": "ring: its decoding requests",
+    "batch_firsts": "ring: how many prompts it completes",
+    "batch_leaving": "ring: how many requests get their last token",
+    "batch_stale": "ring: how many requests of it were preempted while it was in flight",
+    "batch_absent": "ring: how many decoding requests found no room in it",
+    "batch_reports": "ring: how many ended transfers it reports",
+    "firsts": "ring x slots",
+    "leaving": "ring x slots",
+    "stale": "ring x slots",
+    "absent": "ring x slots",
+    "batch_report": "ring x slots",
+    "reports": "slots of ended transfers",
+    "free_slot": "stack of slots not in use",
+    "block_table": "table x blocks: block numbers",
+    "block_keys": "table x blocks: their keys",
+    "keys_known": "table: keys worked out so far",
+    "free_table": "stack of block tables not in use; its first entry is how many",
+    "news_kind": "FINISHED, PREFILLED or READ",
+    "news_row": "row of the trace",
+    "news_slot": "slot",
+    "news_value": "READ: blocks to be read",
+    "news_s": "moment",
+    "gap_counts": "histogram of token gaps",
+    "sample_s": "time series: moment",
+    "sample_running": "time series: running requests",
+    "sample_waiting": "time series: waiting requests",
+    "sample_blocks": "time series: blocks taken",
+    "log_start_s": "start of a batch",
+    "log_end_s": "its end",
+    "log_first": "its first entry",
+    "log_row": "entry: row of the trace",
+    "log_tokens": "entry: new tokens; -1: preempted when it was planned",
+}
+
+RECORDS: dict[str, str] = {"cost": "StepCost", "pool": "BlockPool", "content": "Content", "desk": "Desk"}
+
+COLUMNS: tuple[str, ...] = (*SETTINGS, *NUMBERS, *SLOT_INTS, *SLOT_FLOATS, *ARRAYS, *RECORDS)

@@ -1,0 +1,175 @@
+"""One engine as the cluster sees it: submit, advance, and look. No clock of its own, and no SimPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.cost.table import StepCostTable, step_cost_record
+from simulator.engine import steps
+from simulator.engine.state import COLOCATED, DECODE, PREFILL, make_engine
+from simulator.errors import InputError, unknown
+
+ROLES = {"colocated": COLOCATED, "mixed": COLOCATED, "prefill": PREFILL, "decode": DECODE}
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What makes one engine: its policy, its settings under the engine's own names, its memory and its speed.
+
+    ``kv_blocks`` counts usable blocks. ``settings`` are resolved: a value for each name the policy reads.
+    """
+
+    policy: str
+    role: str
+    settings: dict[str, Any]
+    kv_blocks: int
+    cost: StepCostTable
+    tell_finished: bool = False
+    logging: bool = False
+    macro: bool = True
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class News(NamedTuple):
+    """Something the cluster has to hear of; arrays over news: kind, row, slot, value, moment."""
+
+    kind: NDArray[np.int64]
+    row: NDArray[np.int64]
+    slot: NDArray[np.int64]
+    value: NDArray[np.int64]
+    at_s: NDArray[np.float64]
+
+
+class Load(NamedTuple):
+    """What a real router could see of an engine."""
+
+    running: int
+    waiting: int
+    holding: int
+    free_blocks: int
+    blocks: int
+    pending_prompt_tokens: int
+
+    @property
+    def requests(self) -> int:
+        return self.running + self.waiting + self.holding
+
+
+class Totals(NamedTuple):
+    """Sums over an engine's run."""
+
+    batches: int
+    busy_s: float
+    peak_blocks: int
+    preemptions: int
+    decode_tokens: int
+    prefill_tokens: int
+    hit_tokens: int
+    lookup_tokens: int
+    gap_sum_s: float
+    gap_max_s: float
+
+
+class Policy(NamedTuple):
+    """The functions of one scheduling policy; see ``simulator.engine.steps`` for what each does."""
+
+    make: Callable[[EngineSpec, Any, Any], Any]
+    block_size: Callable[[dict[str, Any]], int]
+    submit: Callable[..., float]
+    transfer_ended: Callable[..., float]
+    pulse: Callable[..., tuple[int, float]]
+    take_news: Callable[..., tuple[NDArray[Any], ...]]
+    load: Callable[..., tuple[int, ...]]
+    totals: Callable[..., tuple[float, ...]]
+    series: Callable[..., tuple[NDArray[Any], ...]]
+    step_log: Callable[..., tuple[NDArray[Any], ...]]
+
+
+def make_vllm(spec: EngineSpec, content: Any, desk: Any) -> Any:
+    """State of a vLLM engine (settings: max_num_seqs, max_num_batched_tokens, block_size, max_model_len, ...)."""
+    s = spec.settings
+    return make_engine(
+        ROLES[spec.role],
+        2 if s["async_scheduling"] else 1,
+        int(s["max_num_seqs"]),
+        int(s["max_num_batched_tokens"]),
+        int(s["block_size"]),
+        int(s["max_model_len"]),
+        bool(s["prefix_caching"]),
+        spec.role == "decode" and bool(s["async_scheduling"]) and bool(s.get("defer_block_frees", True)),
+        spec.tell_finished,
+        spec.logging,
+        spec.macro and not spec.logging,
+        spec.kv_blocks,
+        step_cost_record(spec.cost),
+        content,
+        desk,
+    )
+
+
+POLICIES: dict[str, Policy] = {
+    "vllm-v1": Policy(
+        make_vllm,
+        lambda s: int(s["block_size"]),
+        steps.submit,
+        steps.transfer_ended,
+        steps.pulse,
+        steps.take_news,
+        steps.load,
+        steps.totals,
+        steps.series,
+        steps.step_log,
+    ),
+}
+
+
+class Engine:
+    """One serving engine. Times are seconds of the simulated clock; rows are rows of the trace.
+
+    ``advance(now)`` lives through everything before the instant ``now``; planning that falls into that instant stays
+    due until a later call, so that whatever else arrives in it comes first. ``wake_s`` then says when to come again.
+    """
+
+    def __init__(self, spec: EngineSpec, content: Any, desk: Any) -> None:
+        if spec.policy not in POLICIES:
+            raise InputError(unknown("engine", "policy", spec.policy, POLICIES))
+        self.spec = spec
+        self.policy = POLICIES[spec.policy]
+        self.block_size = self.policy.block_size(spec.settings)
+        self.state = self.policy.make(spec, content, desk)
+        self.wake_s = float("inf")
+        self._pulse = self.policy.pulse
+
+    def submit(self, row: int, prompt_tokens: int, target_tokens: int, now: float, *, remote: bool = False) -> None:
+        """A request comes in; ``remote`` if its prompt's KV is to be read from a prefill engine."""
+        self.wake_s = self.policy.submit(self.state, row, prompt_tokens, target_tokens, remote, now)
+
+    def transfer_ended(self, slot: int, now: float) -> None:
+        """The read of a slot's KV has ended (told to both engines)."""
+        self.wake_s = self.policy.transfer_ended(self.state, slot, now)
+
+    def advance(self, now: float) -> News | None:
+        """Live up to ``now``; returns the news since the last call, or None."""
+        count, self.wake_s = self._pulse(self.state, now)
+        return News(*self.policy.take_news(self.state)) if count else None
+
+    def load(self) -> Load:
+        """Queue lengths and memory, as a router may see them."""
+        return Load(*self.policy.load(self.state))
+
+    def totals(self) -> Totals:
+        """Sums over the run so far."""
+        return Totals(*self.policy.totals(self.state))  # type: ignore[arg-type]
+
+    def series(self) -> tuple[NDArray[Any], ...]:
+        """Moments (s), running, waiting, blocks taken; and the histogram of token gaps."""
+        return self.policy.series(self.state)
+
+    def step_log(self) -> tuple[NDArray[Any], ...]:
+        """With ``logging``: batch starts, ends, first entries; entries' rows and tokens (-1: preempted)."""
+        return self.policy.step_log(self.state)

@@ -1,0 +1,416 @@
+"""The state of one serving engine, and the small moves on it: queues, slots, news, the time series.
+
+A *slot* is the place of one live request in the columns; ``row`` is the request's row in the trace. A *batch* is one
+engine step, numbered from 0 in order of planning. A decoding request gets one token in every batch, so its computed
+tokens before batch b are ``b + offset[slot]``: nothing is updated per token.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from simulator.compiled import compiled, record
+from simulator.engine.columns import COLUMNS, GAP_BINS, MAX_SAMPLES, RING
+from simulator.kv.pool import make_pool
+
+FREE, WAITING, PREFILLING, DECODING, LEAVING, REMOTE, HELD = 0, 1, 2, 3, 4, 5, 6
+COLOCATED, PREFILL, DECODE = 0, 1, 2
+FINISHED, PREFILLED, READ = 1, 2, 3
+
+NEVER = 1e300
+NO_BATCH = 1 << 60
+INSTANT_S = 1e-9  # events closer than this are one instant (house rule 3)
+
+Engine = record("Engine", COLUMNS, __name__)
+
+DESK_FIELDS = (
+    "prefill_start_s",
+    "prefill_end_s",
+    "decode_start_s",
+    "first_token_s",
+    "last_token_s",
+    "token_sum_s",
+    "cached_tokens",
+    "preemptions",
+)
+Desk = record("Desk", DESK_FIELDS, __name__)
+
+
+@compiled
+def make_desk(prefill_start, prefill_end, decode_start, first, last, token_sum, cached, preemptions):  # type: ignore[no-untyped-def]
+    return Desk(prefill_start, prefill_end, decode_start, first, last, token_sum, cached, preemptions)
+
+
+class DeskColumns:
+    """The result columns that all engines of a run write to: one row a request, NaN or -1 where nothing came."""
+
+    def __init__(self, rows: int) -> None:
+        self.prefill_start_s = np.full(rows, np.nan)
+        self.prefill_end_s = np.full(rows, np.nan)
+        self.decode_start_s = np.full(rows, np.nan)
+        self.first_token_s = np.full(rows, np.nan)
+        self.last_token_s = np.full(rows, np.nan)
+        self.token_sum_s = np.zeros(rows)
+        self.cached_tokens = np.full(rows, -1, np.int64)
+        self.preemptions = np.zeros(rows, np.int64)
+        self.record = make_desk(*(getattr(self, name) for name in DESK_FIELDS))
+
+
+@compiled
+def make_engine(
+    role,
+    depth,
+    max_num_seqs,
+    token_budget,
+    block_size,
+    max_model_len,
+    caching,
+    deferred_frees,
+    tell_finished,
+    logging,
+    macro,
+    blocks,
+    cost,
+    content,
+    desk,
+):  # type: ignore[no-untyped-def]
+    """An idle engine with ``blocks`` usable KV blocks."""
+    slots = 64
+    zeros = np.zeros(slots, np.int64)
+    reals = np.zeros(slots)
+    lists = np.zeros((RING, slots), np.int64)
+    ring = np.zeros(RING, np.int64)
+    tables = 64 if caching else 1
+    width = 256 if caching else 1
+    table = np.zeros((tables, width), np.int64)
+    free_table = np.zeros(tables + 1, np.int64)
+    free_table[0] = tables
+    for i in range(tables):
+        free_table[i + 1] = tables - 1 - i
+    free_slot = np.zeros(slots, np.int64)
+    for i in range(slots):
+        free_slot[i] = slots - 1 - i
+    log = 1024 if logging else 1
+    return Engine(
+        # settings
+        role,
+        depth,
+        max_num_seqs,
+        token_budget,
+        block_size,
+        max_model_len,
+        caching,
+        deferred_frees,
+        tell_finished,
+        logging,
+        macro,
+        # numbers
+        0,
+        0,
+        0.0,
+        NEVER,
+        -1.0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        slots,
+        0.0,
+        0.0,
+        0.0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0.0,
+        0.0,
+        0.01,
+        0.0,
+        0,
+        0,
+        0,
+        # slots: integers
+        zeros.copy(),
+        zeros.copy(),
+        zeros.copy(),
+        zeros.copy(),
+        zeros.copy(),
+        zeros.copy(),
+        zeros.copy(),
+        zeros.copy(),
+        zeros.copy(),
+        zeros.copy(),
+        zeros.copy(),
+        zeros.copy(),
+        zeros.copy(),
+        zeros.copy(),
+        zeros.copy(),
+        zeros.copy(),
+        zeros.copy(),
+        zeros.copy(),
+        zeros.copy(),
+        # slots: reals
+        reals.copy(),
+        reals.copy(),
+        reals.copy(),
+        reals.copy(),
+        # arrays
+        zeros.copy(),
+        zeros.copy(),
+        zeros.copy(),
+        np.zeros(block_size, np.int64),
+        np.full(block_size, -1, np.int64),
+        zeros.copy(),
+        zeros.copy(),
+        zeros.copy(),
+        np.zeros(RING),
+        ring.copy(),
+        ring.copy(),
+        ring.copy(),
+        ring.copy(),
+        ring.copy(),
+        ring.copy(),
+        lists.copy(),
+        lists.copy(),
+        lists.copy(),
+        lists.copy(),
+        lists.copy(),
+        zeros.copy(),
+        free_slot,
+        table,
+        table.copy(),
+        np.zeros(tables, np.int64),
+        free_table,
+        zeros.copy(),
+        zeros.copy(),
+        zeros.copy(),
+        zeros.copy(),
+        reals.copy(),
+        np.zeros(GAP_BINS, np.int64),
+        np.zeros(MAX_SAMPLES),
+        np.zeros(MAX_SAMPLES, np.int64),
+        np.zeros(MAX_SAMPLES, np.int64),
+        np.zeros(MAX_SAMPLES, np.int64),
+        np.zeros(log),
+        np.zeros(log),
+        np.zeros(log, np.int64),
+        np.zeros(log, np.int64),
+        np.zeros(log, np.int64),
+        # records
+        cost,
+        make_pool(blocks, caching),
+        content,
+        desk,
+    )
+
+
+@compiled
+def longer(values):  # type: ignore[no-untyped-def]
+    """A copy with twice the room."""
+    grown = np.zeros(values.size * 2, values.dtype)
+    grown[: values.size] = values
+    return grown
+
+
+@compiled
+def wider(values):  # type: ignore[no-untyped-def]
+    """A copy of a table with twice the columns."""
+    rows, columns = values.shape
+    grown = np.zeros((rows, columns * 2), values.dtype)
+    grown[:, :columns] = values
+    return grown
+
+
+@compiled
+def grow_slots(e):  # type: ignore[no-untyped-def]
+    """Twice the slots, when more requests are live than ever before."""
+    old = e.row.size
+    e.row, e.status, e.prompt, e.target = longer(e.row), longer(e.status), longer(e.prompt), longer(e.target)
+    e.received, e.computed, e.offset = longer(e.received), longer(e.computed), longer(e.offset)
+    e.first_batch, e.last_batch = longer(e.first_batch), longer(e.last_batch)
+    e.absent_batch, e.stale_batch, e.order = longer(e.absent_batch), longer(e.stale_batch), longer(e.order)
+    e.held_blocks, e.registered, e.table = longer(e.held_blocks), longer(e.registered), longer(e.table)
+    e.hit, e.times_preempted = longer(e.hit), longer(e.times_preempted)
+    e.bucket_next, e.remote = longer(e.bucket_next), longer(e.remote)
+    e.segment, e.segment_low = longer(e.segment), longer(e.segment_low)
+    e.token_sum, e.last_token = longer(e.token_sum), longer(e.last_token)
+    e.running, e.holding, e.reports = longer(e.running), longer(e.holding), longer(e.reports)
+    e.firsts, e.leaving, e.stale = wider(e.firsts), wider(e.leaving), wider(e.stale)
+    e.absent, e.batch_report = wider(e.absent), wider(e.batch_report)
+    ring = np.zeros(old * 2, np.int64)
+    for i in range(e.waiting_count):
+        ring[i] = e.waiting[(e.waiting_head + i) % old]
+    e.waiting, e.waiting_head = ring, 0
+    e.free_slot = longer(e.free_slot)
+    for i in range(old):
+        e.free_slot[e.free_slots] = 2 * old - 1 - i
+        e.free_slots += 1
+
+
+@compiled
+def new_slot(e, row, prompt, target):  # type: ignore[no-untyped-def]
+    """A slot for a request that has just come."""
+    if e.free_slots == 0:
+        grow_slots(e)
+    e.free_slots -= 1
+    s = e.free_slot[e.free_slots]
+    e.row[s], e.status[s], e.prompt[s], e.target[s] = row, WAITING, prompt, target
+    e.received[s], e.computed[s], e.remote[s] = 0, 0, 0
+    e.absent_batch[s], e.stale_batch[s] = -1, -1
+    e.held_blocks[s], e.registered[s], e.table[s] = 0, 0, -1
+    e.hit[s], e.times_preempted[s], e.token_sum[s] = -1, 0, 0.0
+    return s
+
+
+@compiled
+def free_slot(e, s):  # type: ignore[no-untyped-def]
+    e.status[s] = FREE
+    e.free_slot[e.free_slots] = s
+    e.free_slots += 1
+
+
+@compiled
+def wait_last(e, s):  # type: ignore[no-untyped-def]
+    """Append to the waiting queue."""
+    e.waiting[(e.waiting_head + e.waiting_count) % e.waiting.size] = s
+    e.waiting_count += 1
+
+
+@compiled
+def wait_first(e, s):  # type: ignore[no-untyped-def]
+    """Put at the head of the waiting queue."""
+    e.waiting_head = (e.waiting_head - 1) % e.waiting.size
+    e.waiting[e.waiting_head] = s
+    e.waiting_count += 1
+
+
+@compiled
+def leave_waiting(e, position):  # type: ignore[no-untyped-def]
+    """Take the slot at ``position`` (0 = head) out of the waiting queue."""
+    size = e.waiting.size
+    for i in range(position, 0, -1):
+        e.waiting[(e.waiting_head + i) % size] = e.waiting[(e.waiting_head + i - 1) % size]
+    e.waiting_head = (e.waiting_head + 1) % size
+    e.waiting_count -= 1
+
+
+@compiled
+def leave_running(e, s):  # type: ignore[no-untyped-def]
+    """Take ``s`` out of the running list; the order of the others stays."""
+    i = 0
+    while e.running[i] != s:
+        i += 1
+    e.running_count -= 1
+    while i < e.running_count:
+        e.running[i] = e.running[i + 1]
+        i += 1
+
+
+@compiled
+def heap_push(e, batch, s):  # type: ignore[no-untyped-def]
+    """Note that ``s`` gets its last token in ``batch``."""
+    if e.heap_count == e.heap_batch.size:
+        e.heap_batch, e.heap_order, e.heap_slot = longer(e.heap_batch), longer(e.heap_order), longer(e.heap_slot)
+    i = e.heap_count
+    e.heap_count += 1
+    order = e.order[s]
+    while i > 0:
+        parent = (i - 1) // 2
+        if e.heap_batch[parent] < batch or (e.heap_batch[parent] == batch and e.heap_order[parent] <= order):
+            break
+        e.heap_batch[i], e.heap_order[i] = e.heap_batch[parent], e.heap_order[parent]
+        e.heap_slot[i] = e.heap_slot[parent]
+        i = parent
+    e.heap_batch[i], e.heap_order[i], e.heap_slot[i] = batch, order, s
+
+
+@compiled
+def heap_pop(e):  # type: ignore[no-untyped-def]
+    """Drop the heap's first entry."""
+    e.heap_count -= 1
+    n = e.heap_count
+    batch, order, s = e.heap_batch[n], e.heap_order[n], e.heap_slot[n]
+    i = 0
+    while True:
+        child = 2 * i + 1
+        if child >= n:
+            break
+        right = child + 1
+        if right < n and (
+            e.heap_batch[right] < e.heap_batch[child]
+            or (e.heap_batch[right] == e.heap_batch[child] and e.heap_order[right] < e.heap_order[child])
+        ):
+            child = right
+        if e.heap_batch[child] > batch or (e.heap_batch[child] == batch and e.heap_order[child] >= order):
+            break
+        e.heap_batch[i], e.heap_order[i] = e.heap_batch[child], e.heap_order[child]
+        e.heap_slot[i] = e.heap_slot[child]
+        i = child
+    e.heap_batch[i], e.heap_order[i], e.heap_slot[i] = batch, order, s
+
+
+@compiled
+def next_last_batch(e):  # type: ignore[no-untyped-def]
+    """The batch in which a decoding request gets its last token next; entries that no longer hold are dropped."""
+    while e.heap_count > 0:
+        s = e.heap_slot[0]
+        if e.status[s] == DECODING and e.order[s] == e.heap_order[0] and e.last_batch[s] == e.heap_batch[0]:
+            return e.heap_batch[0]
+        heap_pop(e)
+    return NO_BATCH
+
+
+@compiled
+def tell(e, kind, s, value, now):  # type: ignore[no-untyped-def]
+    """Leave a piece of news for the cluster."""
+    i = e.news_count
+    if i == e.news_kind.size:
+        e.news_kind, e.news_row, e.news_slot = longer(e.news_kind), longer(e.news_row), longer(e.news_slot)
+        e.news_value, e.news_s = longer(e.news_value), longer(e.news_s)
+    e.news_kind[i], e.news_row[i], e.news_slot[i], e.news_value[i], e.news_s[i] = kind, e.row[s], s, value, now
+    e.news_count += 1
+
+
+@compiled
+def count_gap(e, seconds, tokens):  # type: ignore[no-untyped-def]
+    """``tokens`` tokens came ``seconds`` after the one before them."""
+    place = int((math.log10(max(seconds, 1e-6)) + 6.0) * 100.0)
+    e.gap_counts[min(place, GAP_BINS - 1)] += tokens
+    e.gap_sum_s += seconds * tokens
+    e.gap_max_s = max(e.gap_max_s, seconds)
+
+
+@compiled
+def sample(e, now):  # type: ignore[no-untyped-def]
+    """Write a point of the time series; when there is no room left, drop every second and go half as fast."""
+    if e.samples == MAX_SAMPLES:
+        for i in range(MAX_SAMPLES // 2):
+            e.sample_s[i], e.sample_running[i] = e.sample_s[2 * i], e.sample_running[2 * i]
+            e.sample_waiting[i], e.sample_blocks[i] = e.sample_waiting[2 * i], e.sample_blocks[2 * i]
+        e.samples = MAX_SAMPLES // 2
+        e.sample_every_s *= 2.0
+    i = e.samples
+    e.samples += 1
+    e.sample_s[i], e.sample_running[i] = now, e.running_count
+    e.sample_waiting[i], e.sample_blocks[i] = e.waiting_count, e.pool.blocks - e.pool.free
+    e.sample_next_s = now + e.sample_every_s
+
+
+@compiled
+def log_entry(e, s, tokens):  # type: ignore[no-untyped-def]
+    if e.log_rows == e.log_row.size:
+        e.log_row, e.log_tokens = longer(e.log_row), longer(e.log_tokens)
+    e.log_row[e.log_rows], e.log_tokens[e.log_rows] = e.row[s], tokens
+    e.log_rows += 1

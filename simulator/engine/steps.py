@@ -1,0 +1,476 @@
+"""How batches follow one another: plan, launch, complete; stretches of pure decode in one go.
+
+Planning takes no time. With asynchronous scheduling (depth 2) the next batch is planned when one ends and the one
+planned before it starts; an engine with nothing in flight plans at once. Moments: a batch's end is taken first, then
+whatever arrives in that instant, then planning (house rule 3).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from simulator.compiled import compiled
+from simulator.cost.table import decode_step_seconds, mixed_step_seconds
+from simulator.engine.blocks import blocks_for, bucket_add, close_table, free_blocks, register_blocks, take_blocks
+from simulator.engine.columns import RING
+from simulator.engine.state import (
+    COLOCATED,
+    DECODE,
+    DECODING,
+    FINISHED,
+    HELD,
+    INSTANT_S,
+    LEAVING,
+    NEVER,
+    NO_BATCH,
+    PREFILL,
+    PREFILLED,
+    count_gap,
+    free_slot,
+    heap_push,
+    leave_running,
+    leave_waiting,
+    longer,
+    new_slot,
+    next_last_batch,
+    sample,
+    tell,
+    wait_last,
+)
+from simulator.engine.vllm import close_stretch, drop_decode, plan_batch, register_filled
+
+
+@compiled
+def submit(e, row, prompt, target, remote, now):  # type: ignore[no-untyped-def]
+    """A request comes in; returns when to look next. ``remote``: its prompt's KV is to be read from elsewhere."""
+    s = new_slot(e, row, prompt, target)
+    if remote:
+        e.remote[s] = 1
+    else:
+        e.pending_prompt_tokens += prompt
+    wait_last(e, s)
+    if e.planned == e.completed:
+        e.plan_at_s = min(e.plan_at_s, now)
+    return next_wake(e)
+
+
+@compiled
+def transfer_ended(e, s, now):  # type: ignore[no-untyped-def]
+    """A read of the slot's KV has ended; the scheduler hears of it with the next batch, or at once when idle."""
+    if e.role == DECODE and now - e.last_token[s] < INSTANT_S and e.completed <= e.first_batch[s] < e.planned:
+        r = e.first_batch[s] % RING  # a read that takes no time ends with the planning that began it
+        e.batch_report[r, e.batch_reports[r]] = s
+        e.batch_reports[r] += 1
+        return next_wake(e)
+    e.reports[e.reports_count] = s
+    e.reports_count += 1
+    if e.planned == e.completed:
+        e.plan_at_s = min(e.plan_at_s, now)
+    return next_wake(e)
+
+
+@compiled
+def schedule(e, now):  # type: ignore[no-untyped-def]
+    """Plan until the engine has as many batches in flight as it may, or nothing is left to plan."""
+    while e.planned - e.completed < e.depth:
+        if plan_and_launch(e, now):
+            continue
+        if e.planned > e.completed or e.reports_count == 0:
+            break
+        for i in range(e.reports_count):
+            hear_of_transfer(e, e.reports[i])
+        e.reports_count = 0
+
+
+@compiled
+def plan_and_launch(e, now):  # type: ignore[no-untyped-def]
+    """Plan one batch and start it behind the one that runs; False if there was nothing to plan."""
+    rows_before = e.log_rows
+    work, decodes = plan_batch(e, now)
+    singles, context, chunks, new, past, attention, finished = work
+    if singles + chunks == 0:
+        e.log_rows = rows_before
+        return False
+    if chunks == 0:
+        seconds = decode_step_seconds(e.cost, singles, context)
+    else:
+        seconds = mixed_step_seconds(e.cost, singles, context, chunks, new, past, attention, finished)
+    r = e.planned % RING
+    move_on_absent(e)
+    for i in range(e.reports_count):
+        e.batch_report[r, i] = e.reports[i]
+    e.batch_reports[r] = e.reports_count
+    e.reports_count = 0
+    push_batch(e, now, seconds, decodes)
+    if e.logging:
+        log_batch(e, now, seconds, rows_before)
+    return True
+
+
+@compiled
+def push_batch(e, now, seconds, decodes):  # type: ignore[no-untyped-def]
+    start = max(now, e.gpu_free_s)
+    r = e.planned % RING
+    e.batch_end_s[r] = start + seconds
+    e.batch_decodes[r] = decodes
+    e.gpu_free_s = start + seconds
+    e.busy_s += seconds
+    e.decode_tokens += decodes
+    e.planned += 1
+    e.peak_blocks = max(e.peak_blocks, e.pool.blocks - e.pool.free)
+
+
+@compiled
+def log_batch(e, now, seconds, first):  # type: ignore[no-untyped-def]
+    i = e.log_batches
+    if i == e.log_start_s.size:
+        e.log_start_s, e.log_end_s, e.log_first = longer(e.log_start_s), longer(e.log_end_s), longer(e.log_first)
+    e.log_start_s[i], e.log_end_s[i], e.log_first[i] = e.gpu_free_s - seconds, e.gpu_free_s, first
+    e.log_batches += 1
+
+
+@compiled
+def move_on_absent(e):  # type: ignore[no-untyped-def]
+    """Requests left out of the batch being launched stay where they are: everything one batch later for them."""
+    r = e.planned % RING
+    for i in range(e.batch_absent[r]):
+        s = e.absent[r, i]
+        drop_decode(e, s)
+        e.offset[s] -= 1
+        e.last_batch[s] += 1
+        e.decodes += 1
+        e.offset_sum += e.offset[s]
+        bucket_add(e, s)
+        heap_push(e, e.last_batch[s], s)
+
+
+@compiled
+def advance_clock(e, end):  # type: ignore[no-untyped-def]
+    """Take over the end of the oldest batch: token gaps, and the compensated sum of batch ends."""
+    r = e.completed % RING
+    if e.batch_decodes[r] > 0:
+        count_gap(e, end - e.previous_end_s, e.batch_decodes[r])
+    total = e.end_sum + end
+    virtual = total - e.end_sum
+    e.end_sum_low += (e.end_sum - (total - virtual)) + (end - virtual)
+    e.end_sum = total
+    e.previous_end_s = end
+    e.completed += 1
+
+
+@compiled
+def complete(e):  # type: ignore[no-untyped-def]
+    """The oldest batch ends: write down first and last tokens, free what is done, hear of ended transfers."""
+    b = e.completed
+    r = b % RING
+    end = e.batch_end_s[r]
+    sum_before, low_before = e.end_sum, e.end_sum_low
+    advance_clock(e, end)
+    for i in range(e.batch_firsts[r]):
+        s = e.firsts[r, i]
+        if e.stale_batch[s] != b:
+            first_token(e, s, end, sum_before, low_before)
+    for i in range(e.batch_absent[r]):
+        s = e.absent[r, i]
+        if e.status[s] == DECODING and e.first_batch[s] <= b:
+            e.first_batch[s] += 1
+            e.token_sum[s] -= end
+    if e.caching and e.depth > 1:
+        register_filled(e, b)
+        register_leaving(e, (b + 1) % RING, e.planned > b + 1)
+    for i in range(e.batch_leaving[r]):
+        s = e.leaving[r, i]
+        if e.stale_batch[s] != b:
+            last_token(e, s, end)
+    for i in range(e.batch_stale[r]):
+        stale_token(e, e.stale[r, i], end)
+    for i in range(e.batch_reports[r]):
+        hear_of_transfer(e, e.batch_report[r, i])
+    if end >= e.sample_next_s:
+        sample(e, end)
+    return end
+
+
+@compiled
+def register_leaving(e, r, there):  # type: ignore[no-untyped-def]
+    """Requests that left the decoding set with the batch after this one: the block this batch filled is cached too."""
+    if there:
+        for i in range(e.batch_leaving[r]):
+            s = e.leaving[r, i]
+            if e.status[s] == LEAVING and e.last_batch[s] > e.first_batch[s]:
+                register_blocks(e, s, e.prompt[s] + e.target[s] - 2)
+
+
+@compiled
+def first_token(e, s, end, sum_before, low_before):  # type: ignore[no-untyped-def]
+    """The first token of a stretch: a request's first, or the next after a preemption."""
+    row = e.row[s]
+    e.segment[s], e.segment_low[s] = -sum_before, -low_before
+    if e.received[s] > 0:
+        count_gap(e, end - e.last_token[s], 1)
+    elif e.role == PREFILL:
+        e.desk.prefill_end_s[row] = end
+    else:
+        if e.role == COLOCATED:
+            e.desk.prefill_end_s[row] = end
+        e.desk.first_token_s[row] = end
+
+
+@compiled
+def last_token(e, s, end):  # type: ignore[no-untyped-def]
+    """The request is done here."""
+    close_stretch(e, s)
+    leave_running(e, s)
+    e.received[s] = e.target[s]
+    e.held_blocks[s] = blocks_for(e, e.prompt[s] + e.target[s] - 1)
+    if e.role == PREFILL:
+        e.status[s] = HELD
+        tell(e, PREFILLED, s, e.held_blocks[s], end)
+        row = e.row[s]
+        e.desk.cached_tokens[row] = e.hit[s]
+        e.desk.preemptions[row] += e.times_preempted[s]
+        return
+    register_blocks(e, s, e.prompt[s] + e.target[s] - 1)
+    finish(e, s, end)
+
+
+@compiled
+def finish(e, s, end):  # type: ignore[no-untyped-def]
+    row = e.row[s]
+    e.desk.last_token_s[row] = end
+    e.desk.token_sum_s[row] = e.token_sum[s]
+    e.desk.preemptions[row] += e.times_preempted[s]
+    if e.role == COLOCATED:
+        e.desk.cached_tokens[row] = e.hit[s]
+    if e.tell_finished:
+        tell(e, FINISHED, s, 0, end)
+    free_blocks(e, s)
+    close_table(e, s)
+    free_slot(e, s)
+
+
+@compiled
+def stale_token(e, s, end):  # type: ignore[no-untyped-def]
+    """The token that was on its way when the request was preempted: it counts, and may be the last."""
+    e.stale_batch[s] = -1
+    e.received[s] += 1
+    e.pending_prompt_tokens += 1
+    e.token_sum[s] += end
+    e.last_token[s] = end
+    if e.received[s] == 1:
+        e.desk.first_token_s[e.row[s]] = end
+        if e.role == COLOCATED:
+            e.desk.prefill_end_s[e.row[s]] = end
+    if e.received[s] == e.target[s]:
+        position = 0
+        while e.waiting[(e.waiting_head + position) % e.waiting.size] != s:
+            position += 1
+        leave_waiting(e, position)
+        e.pending_prompt_tokens -= e.prompt[s] + e.received[s]
+        finish(e, s, end)
+
+
+@compiled
+def hear_of_transfer(e, s):  # type: ignore[no-untyped-def]
+    """A reported read: at the reading engine the request may start, at the other its blocks are free."""
+    if e.role == DECODE:
+        e.remote[s] = 2
+        return
+    free_blocks(e, s)
+    close_table(e, s)
+    free_slot(e, s)
+
+
+@compiled
+def is_plain(e):  # type: ignore[no-untyped-def]
+    """Whether nothing but decode is in sight: no prompt, no report, no first or last token, nobody who could join."""
+    if e.decodes == 0 or e.partials > 0 or e.reports_count > 0 or e.planned - e.completed != e.depth:
+        return False
+    for b in range(e.completed, e.planned):
+        r = b % RING
+        if e.batch_firsts[r] + e.batch_leaving[r] + e.batch_stale[r] + e.batch_absent[r] + e.batch_reports[r] > 0:
+            return False
+    if e.running_count >= e.max_num_seqs or e.token_budget <= e.decodes:
+        return True
+    for i in range(e.holding_count):
+        if e.remote[e.holding[i]] == 2:
+            return False
+    if e.waiting_count == 0:
+        return True
+    if e.caching:
+        return False
+    s = e.waiting[e.waiting_head]
+    return blocks_for(e, e.prompt[s] + e.received[s]) > e.pool.free
+
+
+@compiled
+def decode_run(e, until):  # type: ignore[no-untyped-def]
+    """A macro-step: batches of pure decode one after another, up to the first that is anything more.
+
+    Each is the same sum that planning and completing it would do, so the result is the stepper's to the last bit.
+    """
+    if not is_plain(e):
+        return
+    stop = next_last_batch(e)
+    n = e.decodes
+    while e.planned < stop:
+        end = e.batch_end_s[e.completed % RING]
+        phase = (-e.planned) % e.block_size
+        if end >= until - INSTANT_S or e.phase_count[phase] > e.pool.free:
+            return
+        done = e.completed
+        advance_clock(e, end)
+        if e.caching and e.depth > 1:
+            register_filled(e, done)
+        if end >= e.sample_next_s:
+            sample(e, end)
+        if e.caching:
+            s = e.bucket_head[phase]
+            while s >= 0:
+                take_blocks(e, s, e.planned + e.offset[s] + 1)
+                s = e.bucket_next[s]
+            if e.depth == 1:
+                register_filled(e, e.planned)
+        else:
+            e.pool.free -= e.phase_count[phase]
+        r = e.planned % RING
+        e.batch_firsts[r], e.batch_leaving[r], e.batch_stale[r], e.batch_absent[r] = 0, 0, 0, 0
+        e.batch_reports[r] = 0
+        push_batch(e, end, decode_step_seconds(e.cost, n, n * e.planned + e.offset_sum), n)
+
+
+@compiled
+def next_wake(e):  # type: ignore[no-untyped-def]
+    """The next moment at which something may happen that the cluster has to hear of; NEVER if only an arrival can.
+
+    In a stretch of pure decode it is found by running ahead on the sums alone, without committing anything.
+    """
+    if not e.tell_finished and (e.role == COLOCATED or (e.role == DECODE and is_quiet(e))):
+        return NEVER
+    if e.plan_at_s < NEVER:
+        return e.plan_at_s + 2 * INSTANT_S
+    if e.planned == e.completed:
+        return NEVER
+    if not e.macro or not is_plain(e):
+        return e.batch_end_s[e.completed % RING]
+    stop = next_last_batch(e)
+    ends = np.empty(RING)
+    ends[:] = e.batch_end_s
+    done, planned, free, gpu_free = e.completed, e.planned, e.pool.free, e.gpu_free_s
+    n = e.decodes
+    while True:
+        end = ends[done % RING]
+        need = e.phase_count[(-planned) % e.block_size]
+        if planned >= stop or need > free:
+            return end
+        free -= need
+        gpu_free = max(end, gpu_free) + decode_step_seconds(e.cost, n, n * planned + e.offset_sum)
+        ends[planned % RING] = gpu_free
+        done += 1
+        planned += 1
+
+
+@compiled
+def is_quiet(e):  # type: ignore[no-untyped-def]
+    """Whether a decode engine will ask for no read before something arrives."""
+    for i in range(e.waiting_count):
+        if e.remote[e.waiting[(e.waiting_head + i) % e.waiting.size]] == 1:
+            return False
+    return True
+
+
+@compiled
+def advance(e, until):  # type: ignore[no-untyped-def]
+    """Live through everything before the instant of ``until``, and the ends of batches within it.
+
+    Planning that falls into that instant stays due, so that what else arrives in it comes first.
+    """
+    while True:
+        if e.plan_at_s < until - INSTANT_S:
+            now = e.plan_at_s
+            e.plan_at_s = NEVER
+            schedule(e, now)
+            if e.macro:
+                decode_run(e, until)
+        if e.plan_at_s < NEVER or e.planned == e.completed:
+            return
+        if e.batch_end_s[e.completed % RING] > until + INSTANT_S:
+            return
+        e.plan_at_s = complete(e)
+
+
+@compiled
+def pulse(e, until):  # type: ignore[no-untyped-def]
+    """Advance, and say how many news there are and when to come again."""
+    advance(e, until)
+    return e.news_count, next_wake(e)
+
+
+@compiled
+def take_news(e):  # type: ignore[no-untyped-def]
+    """Copies of the news: kind, row, slot, value, moment."""
+    n = e.news_count
+    e.news_count = 0
+    return (
+        e.news_kind[:n].copy(),
+        e.news_row[:n].copy(),
+        e.news_slot[:n].copy(),
+        e.news_value[:n].copy(),
+        e.news_s[:n].copy(),
+    )
+
+
+@compiled
+def load(e):  # type: ignore[no-untyped-def]
+    """What a router may see: running, waiting, holding, free blocks, all blocks, prompt tokens not yet computed."""
+    return (
+        e.running_count,
+        e.waiting_count,
+        e.holding_count,
+        e.pool.free,
+        e.pool.blocks,
+        e.pending_prompt_tokens,
+    )
+
+
+@compiled
+def totals(e):  # type: ignore[no-untyped-def]
+    """Sums over the run: batches, busy seconds, peak blocks, preemptions, decode, prompt, hit and looked-up tokens."""
+    return (
+        e.completed,
+        e.busy_s,
+        e.peak_blocks,
+        e.preempted,
+        e.decode_tokens,
+        e.prefill_tokens,
+        e.hit_tokens,
+        e.lookup_tokens,
+        e.gap_sum_s,
+        e.gap_max_s,
+    )
+
+
+@compiled
+def series(e):  # type: ignore[no-untyped-def]
+    """The time series: moments, running, waiting, blocks taken; and the histogram of token gaps."""
+    n = e.samples
+    return (
+        e.sample_s[:n].copy(),
+        e.sample_running[:n].copy(),
+        e.sample_waiting[:n].copy(),
+        e.sample_blocks[:n].copy(),
+        e.gap_counts.copy(),
+    )
+
+
+@compiled
+def step_log(e):  # type: ignore[no-untyped-def]
+    """Every batch written down: starts, ends, first entries; and the entries' rows and tokens."""
+    n, m = e.log_batches, e.log_rows
+    return (
+        e.log_start_s[:n].copy(),
+        e.log_end_s[:n].copy(),
+        e.log_first[:n].copy(),
+        e.log_row[:m].copy(),
+        e.log_tokens[:m].copy(),
+    )

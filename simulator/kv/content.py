@@ -1,0 +1,89 @@
+"""What the tokens of a request are, as far as caches can tell: runs of equal content ids.
+
+A prompt with ``hash_ids`` is one run of ``hash_block_tokens`` tokens for each id, cut at the prompt's length. Without
+them it is a single run with the request's own id, so that nothing is shared. Output tokens follow as one more run.
+Turns of a session carry the session's id for prompt and output alike: a later prompt begins with the earlier ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.compiled import compiled, record
+
+Ints = NDArray[np.int64]
+
+#: Content ids of prompts that share nothing, and of outputs, start here; ids in traces must stay below.
+PRIVATE_CONTENT = 1 << 44
+OUTPUT_CONTENT = 1 << 45
+SESSION_CONTENT = 1 << 46
+
+_KEY_BITS = (1 << 63) - 1
+_MIX_A = 0x1E3779B97F4A7C15
+_MIX_B = 0x3F58476D1CE4E5B9
+
+Content = record(
+    "Content",
+    ("input_tokens", "hash_ids", "hash_offsets", "hash_block_tokens", "prompt_content", "output_content"),
+    __name__,
+)
+
+
+@compiled
+def make_content(input_tokens, hash_ids, hash_offsets, hash_block_tokens, prompt_content, output_content):  # type: ignore[no-untyped-def]
+    return Content(input_tokens, hash_ids, hash_offsets, hash_block_tokens, prompt_content, output_content)
+
+
+@compiled
+def run_at(content, row, position):  # type: ignore[no-untyped-def]
+    """Content id of the token at ``position``, and the position at which its run ends."""
+    prompt = content.input_tokens[row]
+    if position >= prompt:
+        return content.output_content[row], 1 << 60
+    first = content.hash_offsets[row]
+    if content.hash_offsets[row + 1] > first:
+        block = position // content.hash_block_tokens
+        return content.hash_ids[first + block], min((block + 1) * content.hash_block_tokens, prompt)
+    return content.prompt_content[row], prompt
+
+
+@compiled
+def mix(parent, value):  # type: ignore[no-untyped-def]
+    """63-bit hash of a chain: the parent's hash and one more value. Never 0, which means 'no key'."""
+    x = (int(parent) * _MIX_A + int(value)) & _KEY_BITS
+    x = ((x ^ (x >> 31)) * _MIX_B) & _KEY_BITS
+    x = x ^ (x >> 29)
+    return x | 1
+
+
+@compiled
+def block_key(content, row, parent, start, tokens):  # type: ignore[no-untyped-def]
+    """Key of the KV block that holds tokens ``start .. start + tokens``, chained to the key of the block before."""
+    key = parent
+    position = start
+    end = start + tokens
+    while position < end:
+        value, run_end = run_at(content, row, position)
+        stop = min(run_end, end)
+        while stop < end:  # equal neighbours are one run, wherever the trace's own blocks begin
+            following, run_end = run_at(content, row, stop)
+            if following != value:
+                break
+            stop = min(run_end, end)
+        key = mix(mix(key, value), stop - position)
+        position = stop
+    return key
+
+
+def unshared_content(input_tokens: Ints) -> object:
+    """Content columns for requests that share no token."""
+    rows = np.arange(input_tokens.size, dtype=np.int64)
+    return make_content(
+        input_tokens,
+        np.zeros(0, np.int64),
+        np.zeros(input_tokens.size + 1, np.int64),
+        512,
+        PRIVATE_CONTENT + rows,
+        OUTPUT_CONTENT + rows,
+    )
