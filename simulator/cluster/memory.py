@@ -25,16 +25,13 @@ class MemoryRules:
 
     ``bytes_per_logit``: live bytes per logit while sampling (bf16 and fp32 copies, sorted values, their indices).
     ``runtime_bytes``: library workspaces. ``graph_bytes_per_layer``: CUDA graphs. ``communicator_bytes``: buffers of
-    collectives, where an engine has more than one GPU. The driver keeps ``driver_bytes`` plus ``driver_share`` of the
-    memory from every program.
+    collectives, where an engine has more than one GPU.
     """
 
     bytes_per_logit: float
     runtime_bytes: float
     graph_bytes_per_layer: float
     communicator_bytes: float
-    driver_bytes: float
-    driver_share: float
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ def memory_sum(gpu: Gpu, profile: EngineProfile, settings: Mapping[str, Value], 
     """The memory sum of the stage with the least room for KV."""
     rules = memory_rules(profile)
     model, parallel = demand.model, demand.parallel
-    total = gpu.memory_bytes * (1 - rules.driver_share) - rules.driver_bytes
+    total = float(gpu.memory_bytes)
     activations = activation_bytes(model, parallel, demand.step_tokens, demand.sequences, rules)
     weights = stage_weight_bytes(model, demand.precision, parallel)
     sums = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simulator.cluster.engines import Engine
@@ -72,8 +72,8 @@ def _over_network(
     network, model = topology.network, engines[0].model
     assert network is not None and model is not None, "checked with the topology"
     wiring = _wiring(network, [_gpu(engine) for engine in engines], topology.source)
+    wires = [_wires(network, _gpu(engine), wiring, f"{topology.source}: network") for engine in engines]
     cells = place_workers(topology, workers, wiring)
-    wires = [_wires(network, _gpu(engine), wiring) for engine in engines]
     seats = [
         Seat(worker.name, cells[i], wires[i].nvlink_bytes_per_s, wires[i].card_bytes_per_s)
         for i, worker in enumerate(workers)
@@ -122,27 +122,34 @@ def place_workers(topology: Topology, workers: Sequence[WorkerPlan], wiring: Wir
     return seat(groups, wiring.gpus_per_node, apart=network.kind != "nvlink")
 
 
-def _wires(network: NetworkPart, gpu: Gpu, wiring: Wiring) -> _Wires:
+def _wires(network: NetworkPart, gpu: Gpu, wiring: Wiring, place: str) -> _Wires:
     """Line rates from the topology, the named link or the GPU; efficiencies from the nearest link profile."""
-    named = load_link(network.link) if network.link else None
+    named = _named_link(network.link, place) if network.link else None
     nvlink_rate = (network.nvlink_gbyte_per_s or 0.0) * GB or gpu.nvlink_bandwidth_bytes_per_s
     card_rate = (network.nic_gbit_per_s or 0.0) * GB / BITS_PER_BYTE
     if network.kind == "nvlink":
         if named and not network.nvlink_gbyte_per_s:
             nvlink_rate = named.bandwidth_bytes_per_s
         if nvlink_rate <= 0:
-            raise TopologyError(f"network.kind: {gpu.name} has no NVLink; use rdma or ethernet")
+            raise TopologyError(f"{place}.kind: {gpu.name} has no NVLink; use rdma or ethernet")
         link = named or _nearest("nvlink", nvlink_rate)
         return _Wires(link, None, nvlink_rate * (network.efficiency or link.efficiency), 0.0)
     if not card_rate:
         share = gpu.nic_bandwidth_bytes_per_s * wiring.gpus_per_node / wiring.nics_per_node
         card_rate = named.bandwidth_bytes_per_s if named else share
     if card_rate <= 0:
-        raise TopologyError(f"network.nic_gbit_per_s: {gpu.name} has no network card of its own; give a number")
+        raise TopologyError(f"{place}.nic_gbit_per_s: {gpu.name} has no network card of its own; give a number")
     card = named or _nearest(network.kind, card_rate)
     nvlink = _nearest("nvlink", nvlink_rate) if nvlink_rate > 0 else None
     nvlink_effective = nvlink_rate * nvlink.efficiency if nvlink else 0.0
     return _Wires(nvlink, card, nvlink_effective, card_rate * (network.efficiency or card.efficiency))
+
+
+def _named_link(name: str, place: str) -> Link:
+    try:
+        return load_link(name)
+    except TopologyError as error:
+        raise TopologyError(f"{place}.{error}") from None
 
 
 def _nearest(kind: str, bandwidth_bytes_per_s: float) -> Link:
@@ -205,8 +212,3 @@ def _route(
 
 def _first(*values: float | None) -> float:
     return next(value for value in values if value is not None)
-
-
-def link_speeds(network: Network) -> Mapping[str, float]:
-    """Bytes a second of every link, by name."""
-    return {link.name: link.capacity_bytes_per_s for link in network.links}
