@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from simulator.cluster.assembly import assemble
+from simulator.cluster.plan import ClusterPlan
 from simulator.cluster.result import REJECTED, RunResult
 from simulator.cluster.topology import Topology, load_topology
 from simulator.errors import InputError
@@ -234,23 +235,29 @@ def each(
     loaded = [load_topology(_plain_path(topology), overrides) for topology in topologies]
     names = distinct_names([topology.name for topology in loaded])
     loaded = [t if t.name == n else load_topology(t, name=n) for t, n in zip(loaded, names, strict=True)]
-    for topology in loaded:
-        assemble(topology)  # refuses early what cannot be built; it is quick
-    offered = apply_arrivals(_trace(trace, how), how, seed)
-    _check_warmup(offered, how, warmup_s)
-    return _runs(offered, loaded, how, Terms(targets, seed, float(warmup_s), load or {}), progress)
+    plans = [assemble(topology) for topology in loaded]
+    read = _trace(trace, how)
+    _check_warmup(apply_arrivals(read, how, seed), how, warmup_s)
+    return _runs(read, plans, how, Terms(targets, seed, float(warmup_s), load or {}), progress)
 
 
 def _runs(
-    trace: Trace, topologies: Sequence[Topology], arrivals: Arrivals, terms: Terms, progress: Progress | None
+    trace: Trace, plans: Sequence[ClusterPlan], arrivals: Arrivals, terms: Terms, progress: Progress | None
 ) -> Iterator[Result]:
-    from simulator.cluster.run import run
-
-    wants_itl = terms.slo.itl_p99_s is not None
-    for topology in topologies:
-        done = run(trace, topology, arrivals=arrivals, seed=terms.seed, slo_itl=wants_itl, progress=progress)
+    for plan in plans:
+        done = run_cluster(plan, trace, arrivals, terms, progress)
         _check_something_fits(done)
         yield Result(dataclasses.replace(done, arrivals=str(arrivals)), terms)
+
+
+def run_cluster(
+    plan: ClusterPlan, trace: Trace, arrivals: Arrivals, terms: Terms, progress: Progress | None
+) -> RunResult:
+    """The one place that starts a simulation."""
+    from simulator.cluster.run import RunOptions
+    from simulator.cluster.simulation import run_plan
+
+    return run_plan(plan, trace, arrivals, seed=terms.seed, options=RunOptions(progress=progress))
 
 
 def _plain_path(topology: TopologyLike) -> Topology | str | Mapping[str, Any]:

@@ -223,7 +223,7 @@ def _transfer_facts(plan: ClusterPlan) -> Facts:
     for tokens in (1_000, 10_000):
         blocks = -(-tokens // plan.workers[source].block_size)
         wire_s = route.wire_bytes(blocks) / speed if speed else 0.0
-        facts[f"{tokens}_tokens_s"] = route.delay_s(blocks) + wire_s
+        facts[f"prompt_of_{tokens}_tokens_idle_s"] = route.delay_s(blocks) + wire_s
     return facts
 
 

@@ -16,6 +16,7 @@ from simulator.hardware.profiles import load_gpu
 from simulator.metrics.wording import count, figures, percent, seconds
 from simulator.models.catalogue import load_model
 from simulator.models.precision import Parallel, Precision
+from simulator.report.terminal import plain_table, show_table
 
 _CHUNK = re.compile(r"(\d+)(?:\+(\d+))?")
 _DECODE = re.compile(r"(\d+)x(\d+)")
@@ -94,13 +95,11 @@ def _heading(asked: StepRequest, names: str, chunks: list[tuple[int, int]], deco
 
 
 def _print(lines: list[OperatorCost], heading: str) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     total = sum(line.seconds for line in lines)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = plain_table()
     table.add_column("operator", no_wrap=True)
     for name in ("launches", "time", "share", "TFLOP", "GB"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -115,7 +114,7 @@ def _print(lines: list[OperatorCost], heading: str) -> None:
     console = Console(file=sys.stdout, highlight=False, emoji=False)
     console.print(Text(heading, style="bold"), soft_wrap=True)
     console.print()
-    console.print(table, width=max(console.measure(table).maximum, 100), soft_wrap=True)
+    show_table(console, table)
     console.print()
     console.print(Text("Where the figures are from (one GPU; FLOP and bytes of its share):"), soft_wrap=True)
     for source in dict.fromkeys(line.source for line in lines):

@@ -15,21 +15,26 @@ def facts_text(facts: Mapping[str, Any]) -> str:
     return "\n".join(_lines(facts, "")) + "\n"
 
 
-def _lines(facts: Mapping[str, Any], indent: str) -> Iterator[str]:
+#: Below these keys names are somebody else's, and stay as they are typed.
+VERBATIM = ("settings", "sources")
+
+
+def _lines(facts: Mapping[str, Any], indent: str, verbatim: bool = False) -> Iterator[str]:
+    call = str if verbatim else title
     plain = [key for key, value in facts.items() if not _nested(value)]
-    width = max((len(title(key)) for key in plain), default=0) + 2
+    width = max((len(call(key)) for key in plain), default=0) + 2
     for key, value in facts.items():
         if isinstance(value, Mapping):
             if value:
                 yield f"{indent}{title(key)}"
-                yield from _lines(value, indent + _INDENT)
+                yield from _lines(value, indent + _INDENT, key in VERBATIM)
         elif _nested(value):
             for item in value:
                 name = item.get("name", "")
                 yield f"{indent}{title(key)} {name}".rstrip()
                 yield from _lines({k: v for k, v in item.items() if k != "name"}, indent + _INDENT)
         else:
-            yield f"{indent}{title(key):<{width}}{written(key, value)}".rstrip()
+            yield f"{indent}{call(key):<{width}}{written(key, value)}".rstrip()
 
 
 def _nested(value: object) -> bool:

@@ -45,13 +45,13 @@ def print_report(document: Mapping[str, Any], file: IO[str], *, width: int | Non
     marked = {name: set(names) for name, names in _best(entries).items()}
     for group in _fitting(entries, page):
         console.print()
-        _show(console, _table(group, entries, marked))
+        show_table(console, _table(group, entries, marked))
     if len(entries) > 1:
         console.print(Text("* best of the row; values within 0.5 % share it", style="dim"), soft_wrap=True)
     for title, parts in _tenants(entries):
         console.print()
         console.print(Text(title, style="bold"), soft_wrap=True)
-        _show(console, parts)
+        show_table(console, parts)
     console.print()
     _say(console, Text(document["comparison"]["verdict"]), page)
 
@@ -82,12 +82,15 @@ def _say(console: Console, text: Any, page: int) -> None:
         console.print(line, soft_wrap=True)
 
 
-def _show(console: Console, table: Table) -> None:
+def show_table(console: Console, table: Table) -> None:
     """A table at its own width: a pipe has no edge to cut it at."""
     from rich.measure import Measurement
 
+    page = console.width
     needed = Measurement.get(console, console.options.update(width=10_000), table).maximum
-    console.print(table, width=max(needed, 1), soft_wrap=needed > console.width)
+    console.width = max(page, needed)  # rich would cut the table to the page
+    console.print(table, width=max(needed, 1), soft_wrap=needed > page)
+    console.width = page
 
 
 def _best(entries: Sequence[Entry]) -> dict[str, list[str]]:
@@ -119,7 +122,7 @@ def _fitting(entries: Sequence[Entry], page: int) -> Iterator[list[int]]:
 def _table(group: Sequence[int], entries: Sequence[Entry], marked: Mapping[str, set[str]]) -> Table:
     from rich.text import Text
 
-    table = _plain_table()
+    table = plain_table()
     table.add_column("", no_wrap=True)
     for place in group:
         name = entries[place]["name"]
@@ -137,7 +140,8 @@ def _table(group: Sequence[int], entries: Sequence[Entry], marked: Mapping[str, 
     return table
 
 
-def _plain_table() -> Table:
+def plain_table() -> Table:
+    """An empty table in the house's style: a rule under the heading, two blanks between columns."""
     from rich import box
     from rich.table import Table
 
@@ -148,7 +152,7 @@ def _tenants(entries: Sequence[Entry]) -> Iterator[tuple[str, Table]]:
     for entry in entries:
         if "tenants" not in entry:
             continue
-        table = _plain_table()
+        table = plain_table()
         for name in ("tenant", "requests", "completed", "meet targets", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99"):
             table.add_column(name, justify="left" if name == "tenant" else "right", no_wrap=True)
         for name, figures in entry["tenants"].items():
