@@ -1,0 +1,204 @@
+"""``simulate validate workloads``: replayed workloads of a measured engine, request by request.
+
+A folder holds ``workloads.csv`` (one row a run: stage, model, GPU, the engine's settings, measured percentiles) and
+``STAGE.WORKLOAD.requests.csv.gz`` (arrival, lengths and, where the run had shared prefixes, ``hash_ids``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from simulator.cluster.assembly import assemble
+from simulator.cluster.simulation import run_plan
+from simulator.cluster.topology import load_topology
+from simulator.errors import InputError
+from simulator.validation.tables import read_table
+from simulator.workload.arrivals import Arrivals
+from simulator.workload.trace import Trace
+
+PROFILE = "vllm-0.25"
+STATISTICS = ("mean", "p50", "p90", "p99")
+METRICS = ("ttft", "tpot")
+_NEEDED = (
+    "stage",
+    "workload",
+    "model",
+    "gpu",
+    "kv_blocks",
+    "block_size",
+    "prefix_caching",
+    "max_num_batched_tokens",
+    "max_num_seqs",
+    "async_scheduling",
+    "max_model_len",
+)
+#: Words in a device's own name (nvidia-smi) that tell which profile it is.
+_DEVICES = (
+    ("H100", "h100_sxm"),
+    ("H200", "h200_sxm"),
+    ("GB200", "gb200"),
+    ("B200", "b200_sxm"),
+    ("A100", "a100_80gb_sxm"),
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One statistic of one run, in milliseconds."""
+
+    metric: str
+    statistic: str
+    measured_ms: float
+    simulated_ms: float
+
+    @property
+    def error_percent(self) -> float:
+        """Simulated over measured, less one."""
+        return 100.0 * (self.simulated_ms / self.measured_ms - 1.0)
+
+
+@dataclass(frozen=True)
+class WorkloadResult:
+    """One replayed run."""
+
+    stage: str
+    workload: str
+    requests: int
+    figures: tuple[Figure, ...]
+
+    @property
+    def name(self) -> str:
+        """Stage and workload."""
+        return f"{self.stage}.{self.workload}"
+
+    def worst_percent(self) -> float:
+        """Largest error of any figure."""
+        return max(abs(figure.error_percent) for figure in self.figures)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        figures = [{**asdict(f), "error_percent": f.error_percent} for f in self.figures]
+        return {"stage": self.stage, "workload": self.workload, "requests": self.requests, "figures": figures}
+
+
+def device_profile(name: str, place: str) -> str:
+    """The GPU profile of a device as its driver calls it."""
+    for word, profile in _DEVICES:
+        if word in name:
+            return profile
+    raise InputError(f"{place}: gpu '{name}' is not known; allowed: names with {', '.join(w for w, _ in _DEVICES)}")
+
+
+def workload_topology(row: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The topology of one measured run: its engine's settings and KV blocks, nothing else."""
+    return {
+        "name": f"{row['stage']}.{row['workload']}",
+        "model": str(row["model"]),
+        "engine": {
+            "profile": PROFILE,
+            "num_gpu_blocks_override": int(row["kv_blocks"]),
+            "block_size": int(row["block_size"]),
+            "prefix_caching": _flag(row["prefix_caching"]),
+            "max_num_batched_tokens": int(row["max_num_batched_tokens"]),
+            "max_num_seqs": int(row["max_num_seqs"]),
+            "async_scheduling": _flag(row["async_scheduling"]),
+            "max_model_len": int(row["max_model_len"]),
+        },
+        "pools": [{"name": "engine", "role": "colocated", "gpu": device_profile(str(row["gpu"]), place)}],
+    }
+
+
+def _flag(value: object) -> bool:
+    return str(value).strip().lower() in ("true", "1")
+
+
+def requests_trace(path: Path) -> Trace:
+    """The requests a run sent. ``hash_ids`` (space-separated, with ``block_tokens``) where prompts share prefixes."""
+    table = read_table(path, ("arrival_s", "input_tokens", "output_tokens"))
+    table = table.sort_values("arrival_s", kind="stable")
+    optional: dict[str, Any] = {}
+    if "hash_ids" in table:
+        rows = [[int(x) for x in re.findall(r"\d+", str(cell))] for cell in table["hash_ids"]]
+        optional["hash_ids"] = np.array([x for row in rows for x in row], np.int64)
+        optional["hash_offsets"] = np.r_[0, np.cumsum([len(row) for row in rows])].astype(np.int64)
+        if "block_tokens" in table:
+            optional["block_tokens"] = int(table["block_tokens"].iloc[0])
+    return Trace.from_columns(
+        table["arrival_s"].to_numpy(np.float64),
+        table["input_tokens"].to_numpy(np.int64),
+        table["output_tokens"].to_numpy(np.int64),
+        name=path.name.removesuffix(".requests.csv.gz"),
+        source=str(path),
+        **optional,
+    )
+
+
+def statistics(values_s: np.ndarray[Any, Any]) -> dict[str, float]:
+    """Mean and percentiles in milliseconds."""
+    return {"mean": float(values_s.mean()) * 1e3} | {
+        name: float(np.percentile(values_s, int(name[1:]))) * 1e3 for name in STATISTICS[1:]
+    }
+
+
+def replay(row: Mapping[str, Any], folder: Path, overrides: tuple[str, ...] = ()) -> WorkloadResult:
+    """Replay one run and compare; ``overrides`` change the topology (``path.to.key=value``)."""
+    place = f"{folder / 'workloads.csv'}: {row['stage']}.{row['workload']}"
+    trace = requests_trace(folder / f"{row['stage']}.{row['workload']}.requests.csv.gz")
+    plan = assemble(load_topology(workload_topology(row, place), overrides))
+    record = run_plan(plan, trace, Arrivals()).record
+    ttft = record.first_token_s - record.arrival_s
+    several = record.output_tokens > 1
+    tpot = (record.last_token_s - record.first_token_s)[several] / (record.output_tokens[several] - 1)
+    figures = []
+    for metric, values in zip(METRICS, (ttft, tpot), strict=True):
+        found = statistics(values)
+        for name in STATISTICS:
+            measured = row.get(f"{metric}_{name}_ms")
+            if measured is not None and not pd.isna(measured):
+                figures.append(Figure(metric, name, float(measured), found[name]))
+    return WorkloadResult(str(row["stage"]), str(row["workload"]), len(trace), tuple(figures))
+
+
+@dataclass(frozen=True)
+class WorkloadsReport:
+    """All replayed runs."""
+
+    results: tuple[WorkloadResult, ...]
+
+    def mean_error_percent(self, metric: str, statistic: str) -> float:
+        """Mean absolute error of one statistic over the runs."""
+        errors = [
+            abs(f.error_percent)
+            for result in self.results
+            for f in result.figures
+            if (f.metric, f.statistic) == (metric, statistic)
+        ]
+        return float(np.mean(errors)) if errors else float("nan")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        means = {m: {s: self.mean_error_percent(m, s) for s in STATISTICS} for m in METRICS}
+        return {"schema": 1, "mean_absolute_error_percent": means, "runs": [r.to_dict() for r in self.results]}
+
+
+def validate_workloads(
+    folder: str | Path, *, overrides: tuple[str, ...] = (), progress: Callable[[str], None] | None = None
+) -> WorkloadsReport:
+    """Replay every run of ``folder``. Raises InputError for a missing or malformed file."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    table = read_table(folder / "workloads.csv", _NEEDED)
+    results = []
+    for row in table.to_dict("records"):
+        if progress is not None:
+            progress(f"{row['stage']}.{row['workload']}")
+        results.append(replay(row, folder, overrides))
+    return WorkloadsReport(tuple(results))
