@@ -16,6 +16,8 @@ import pandas as pd
 from simulator.cluster.assembly import assemble
 from simulator.cluster.plan import ClusterPlan
 from simulator.cluster.result import REJECTED, RunResult
+from simulator.cluster.run import RunOptions
+from simulator.cluster.simulation import run_plan
 from simulator.cluster.topology import Topology, load_topology
 from simulator.errors import InputError
 from simulator.metrics.frame import requests_frame
@@ -41,12 +43,14 @@ Progress = Callable[[float], None]
 
 @dataclasses.dataclass(frozen=True)
 class Terms:
-    """What a run is judged by. ``load`` tells more of what was offered, for the result's ``trace``."""
+    """What a run is judged by. ``load`` tells more of what was offered, for the result's ``trace``; ``overrides`` what
+    was changed in the topology."""
 
     slo: SLO = dataclasses.field(default_factory=SLO)
     seed: int = 0
     warmup_s: float = 0.0
     load: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -73,7 +77,7 @@ class Comparison:
         terms, run = self.terms, self.results[0].run
         load = {"arrivals": run.arrivals, **terms.load, "warmup_s": float(terms.warmup_s)}
         entries = [result.entry for result in self.results]
-        return document(trace_entry(run.trace, load), entries, terms.slo, terms.seed)
+        return document(trace_entry(run.trace, load), entries, terms.slo, terms.seed, terms.overrides)
 
     @property
     def verdict(self) -> str:
@@ -238,7 +242,8 @@ def each(
     plans = [assemble(topology) for topology in loaded]
     read = _trace(trace, how)
     _check_warmup(apply_arrivals(read, how, seed), how, warmup_s)
-    return _runs(read, plans, how, Terms(targets, seed, float(warmup_s), load or {}), progress)
+    _check_gaps(targets)
+    return _runs(read, plans, how, Terms(targets, seed, float(warmup_s), load or {}, overrides), progress)
 
 
 def _runs(
@@ -254,10 +259,14 @@ def run_cluster(
     plan: ClusterPlan, trace: Trace, arrivals: Arrivals, terms: Terms, progress: Progress | None
 ) -> RunResult:
     """The one place that starts a simulation."""
-    from simulator.cluster.run import RunOptions
-    from simulator.cluster.simulation import run_plan
+    gaps = {"slo_itl": True} if terms.slo.itl_p99_s is not None else {}
+    return run_plan(plan, trace, arrivals, seed=terms.seed, options=RunOptions(progress=progress, **gaps))
 
-    return run_plan(plan, trace, arrivals, seed=terms.seed, options=RunOptions(progress=progress))
+
+def _check_gaps(slo: SLO) -> None:
+    """Refuse a target on each request's own gaps where the cluster does not keep them."""
+    if slo.itl_p99_s is not None and "slo_itl" not in {field.name for field in dataclasses.fields(RunOptions)}:
+        raise InputError("slo: itl_p99 is not kept by this version's engines yet; leave it out")
 
 
 def _plain_path(topology: TopologyLike) -> Topology | str | Mapping[str, Any]:

@@ -24,9 +24,6 @@ COMPLETED, REJECTED, FAILED, UNFINISHED, TIMED_OUT, CANCELLED = range(6)
 #: The parts of time to first token, in the order in which a request goes through them.
 TTFT_PARTS = ("queue", "prefill", "kv_wait", "kv_transfer", "decode_admission", "host")
 
-#: Bin edges for gaps between tokens: 1 us to 10,000 s, a thousand bins a decade (0.23 % wide).
-ITL_EDGES_S: Floats = np.geomspace(1e-6, 1e4, 10_001)
-
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -63,7 +60,7 @@ class RunRecord:
 class ItlHistogram:
     """Gaps between tokens of all requests: bin i holds ``edges_s[i] <= gap < edges_s[i + 1]``.
 
-    ``sums_s`` (seconds in each bin) puts a bin's gaps at their mean; without it they lie in the middle of the bin.
+    ``sums_s`` (seconds in each bin) puts a bin's gaps at their mean; without it they are spread evenly over the bin.
     Gaps that end before ``from_s`` are not in it.
     """
 

@@ -77,8 +77,6 @@ def _read(options: RunOptions) -> _Job:
         output_folder(options.out)
     load: dict[str, Any] = {"rate_scale": options.rate_scale, "limit": options.limit}
     load |= {f"{name}_s": parse_seconds(getattr(options, name), f"--{name}") for name in ("start", "duration")}
-    if options.change:
-        load["set"] = list(options.change)
     slo = SLO() if options.slo is None else SLO.parse(options.slo)
     return _Job(arrivals, slo, parse_seconds(options.warmup, "--warmup") or 0.0, target, load)
 

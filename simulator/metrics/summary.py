@@ -48,7 +48,7 @@ def summarise(run: RunResult, slo: SLO | None = None, warmup_s: float = 0.0) -> 
     entry: Entry = {"name": run.topology.name, "gpus": run.topology.gpus, "model": run.topology.model}
     for name, value in _figures(run, values, slo, values.counted).items():
         if name == "e2e_s":
-            entry["itl_s"] = _itl(run)
+            entry["itl_s"] = _itl(run, values)
         entry[name] = value
     entry["ttft_parts_s"] = ttft_parts(run.record, values.measured)
     entry["cache"] = _cache(run, values)
@@ -96,8 +96,14 @@ def _duration_s(run: RunResult, done: Bools, group: Bools) -> float | None:
     return float(run.record.last_token_s[done].max() - np.nanmin(run.record.arrival_s[group]))
 
 
-def _itl(run: RunResult) -> dict[str, float | None]:
-    return spread(np.empty(0)) if run.itl_histogram is None else histogram_spread(run.itl_histogram)
+def _itl(run: RunResult, values: Latencies) -> dict[str, float | None]:
+    """Gaps between tokens: percentiles from the histogram, the mean from the requests (all gaps over their number)."""
+    if run.itl_histogram is None:
+        return spread(np.empty(0))
+    record, done = run.record, values.measured
+    gaps = int(np.maximum(record.output_tokens[done] - 1, 0).sum())
+    between_s = math.fsum((record.last_token_s - record.first_token_s)[done])
+    return histogram_spread(run.itl_histogram, between_s / gaps if gaps else None)
 
 
 def _cache(run: RunResult, values: Latencies) -> Entry:
@@ -105,11 +111,11 @@ def _cache(run: RunResult, values: Latencies) -> Entry:
     cached = run.record.cached_tokens[values.measured]
     prompt_tokens, hit_tokens = int(run.record.input_tokens[values.measured].sum()), int(np.maximum(cached, 0).sum())
     return {
+        **run.cache,
         "hit_token_ratio": hit_tokens / prompt_tokens if prompt_tokens else None,
         "hit_tokens": hit_tokens,
         "prompt_tokens": prompt_tokens,
         "requests_with_a_hit": int((cached > 0).sum()),
-        **run.cache,
     }
 
 

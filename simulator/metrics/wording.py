@@ -9,9 +9,9 @@ def figures(value: float, digits: int = 3) -> str:
     """``value`` to ``digits`` significant figures, in plain notation: 0.0123, 4.57, 12,300."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value)) + 1e-12))
-    rounded = round(value, digits - 1 - math.floor(math.log10(abs(value)) + 1e-12))
-    return f"{rounded:,.{decimals}f}"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    decimals = max(0, digits - 1 - int(exponent))
+    return f"{float(mantissa) * 10.0 ** int(exponent):,.{decimals}f}"
 
 
 def seconds(value: float | None) -> str:

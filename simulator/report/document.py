@@ -48,14 +48,20 @@ def _tokens(values: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, float]:
     }
 
 
-def document(trace: Mapping[str, Any], entries: Sequence[Entry], slo: SLO, seed: int) -> Document:
-    """The whole result: ``trace`` from ``trace_entry``, ``entries`` from ``summarise``, one a topology."""
+def document(
+    trace: Mapping[str, Any], entries: Sequence[Entry], slo: SLO, seed: int, overrides: Sequence[str] = ()
+) -> Document:
+    """The whole result: ``trace`` from ``trace_entry``, ``entries`` from ``summarise``, one a topology.
+
+    ``overrides`` are what was changed in the topologies (``--set``).
+    """
     return {
         "schema": SCHEMA,
         "simulator": simulator.__version__,
         "trace": dict(trace),
         "slo": slo.as_dict(),
         "seed": seed,
+        "set": list(overrides),
         "topologies": list(entries),
         "comparison": compare_entries(entries, slo) if entries else {},
     }

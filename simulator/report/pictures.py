@@ -135,6 +135,9 @@ def _distribution(axis: Axes, values: Floats, colour: str, dash: Any) -> Any:
 def _dress_distribution(axis: Axes, name: str, slo: SLO) -> None:
     long_name = {"ttft": "Time to first token (TTFT)", "tpot": "Time per output token (TPOT)"}[name]
     axis.set_title(long_name)
+    if not any(np.size(line.get_xdata()) for line in axis.lines):
+        axis.text(0.5, 0.5, "nothing to show", transform=axis.transAxes, ha="center", color=GREY)
+        return
     axis.set_xscale("log")
     _time_axis(axis)
     axis.set_ylim(0, 1.005)

@@ -93,8 +93,8 @@ def _parts(entries: Sequence[Entry]) -> Iterator[Row]:
 
 
 def _use(entries: Sequence[Entry]) -> Iterator[Row]:
-    yield Row("GPUs busy", _by_pool("utilisation", percent), opens=True)
-    yield Row("KV blocks, peak", _by_pool("kv_peak_fraction", percent))
+    yield Row("busy", _by_pool("utilisation", percent), opens=True)
+    yield Row("KV peak", _by_pool("kv_peak_fraction", percent))
     if any(pool["preemptions"] for entry in entries for pool in entry["pools"]):
         yield Row("preemptions", _by_pool("preemptions", count))
     if any(entry["cache"]["hit_token_ratio"] for entry in entries):

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.cluster.result import ITL_EDGES_S, ItlHistogram, PoolStats, RunRecord, RunResult, RunTopology, WorkerSeries
+from simulator.cluster.result import (
+    ItlHistogram,
+    PoolStats,
+    RunRecord,
+    RunResult,
+    RunTopology,
+    WorkerSeries,
+)
 from simulator.workload.trace import Trace
 
 NAN = float("nan")
+#: A thousand bins a decade: 0.23 % wide.
+ITL_EDGES_S = np.geomspace(1e-6, 1e4, 10_001)
 
 
 def run_of(rows, *, name="colocated", gpus=1, warnings=(), tenant=None, tenant_names=None, **more):
@@ -98,17 +107,40 @@ def busy_run(name="2 colocated", *, n=1500, rate=6.0, split=False, saturated=Fal
         for i, (pool, role) in enumerate(roles)
     )
     pools = tuple(
-        PoolStats(pool, role, "h100_sxm", 2 // len(dict(roles)), gpus // len(dict(roles)), 0.71, 0.93, 12, 26_000, 16, 90_000)
+        PoolStats(
+            pool, role, "h100_sxm", 2 // len(dict(roles)), gpus // len(dict(roles)), 0.71, 0.93, 12, 26_000, 16, 90_000
+        )
         for pool, role in dict(roles).items()
     )
     zeros = np.zeros(n)
     record = RunRecord(
-        arrival, first, last, prompt, output, zeros.astype(np.int64), zeros.astype(np.int64), zeros.astype(np.int8),
-        (zeros - 1).astype(np.int16), (), zeros.astype(np.int32), (zeros + int(split)).astype(np.int32),
-        queue, prefill, wait, move, admission, first - arrival - (queue + prefill + wait + move + admission),
+        arrival,
+        first,
+        last,
+        prompt,
+        output,
+        zeros.astype(np.int64),
+        zeros.astype(np.int64),
+        zeros.astype(np.int8),
+        (zeros - 1).astype(np.int16),
+        (),
+        zeros.astype(np.int32),
+        (zeros + int(split)).astype(np.int32),
+        queue,
+        prefill,
+        wait,
+        move,
+        admission,
+        first - arrival - (queue + prefill + wait + move + admission),
     )
     trace = Trace("azure_conv", "azure_conv.csv.gz", arrival, prompt, output, np.full(n, -1))
     return RunResult(
-        RunTopology(name, gpus, "llama-3.1-8b"), trace, record, series, histogram_of(np.repeat(tpot, 20)), pools,
-        arrivals=f"poisson:{rate:g}", network={"bytes": int(prompt.sum()) * 131072} if split else {},
+        RunTopology(name, gpus, "llama-3.1-8b"),
+        trace,
+        record,
+        series,
+        histogram_of(np.repeat(tpot, 20)),
+        pools,
+        arrivals=f"poisson:{rate:g}",
+        network={"bytes": int(prompt.sum()) * 131072} if split else {},
     )

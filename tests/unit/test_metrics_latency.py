@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 from report_runs import NAN, histogram_of, run_of
 
-from simulator.cluster.result import COMPLETED, FAILED, REJECTED, UNFINISHED
+from simulator.cluster.result import COMPLETED, FAILED, REJECTED, UNFINISHED, ItlHistogram
 from simulator.errors import InputError
 from simulator.metrics.latency import good, histogram_spread, latencies, meets, spread, ttft_parts
 from simulator.metrics.slo import SLO
@@ -55,7 +56,11 @@ def test_failed_requests_are_never_good_however_fast():
 
 
 def test_itl_target_is_per_request():
-    rows = [{"first": 1, "last": 2, "itl_p99": 0.05}, {"first": 1, "last": 2, "itl_p99": 0.2}, {"first": 1, "last": 1, "output": 1, "itl_p99": NAN}]
+    rows = [
+        {"first": 1, "last": 2, "itl_p99": 0.05},
+        {"first": 1, "last": 2, "itl_p99": 0.2},
+        {"first": 1, "last": 1, "output": 1, "itl_p99": NAN},
+    ]
     values = latencies(run_of(rows).record)
     assert meets(values, SLO(itl_p99_s=0.1))["itl_p99"].tolist() == [True, False, True]
 
@@ -120,6 +125,26 @@ def test_histogram_percentiles_are_within_a_bin():
         assert from_histogram[key] == pytest.approx(value, rel=2.4e-3), key
 
 
+def test_histogram_without_sums_spreads_gaps_over_the_bin():
+    histogram = ItlHistogram(np.array([0.0, 1.0, 2.0]), np.array([0, 4]))
+    found = histogram_spread(histogram)  # as if 1.125, 1.375, 1.625, 1.875
+    assert (found["mean"], found["p50"], found["max"]) == (1.5, 1.5, 1.875)
+    assert histogram_spread(dataclasses.replace(histogram, max_s=1.4))["p99"] == 1.4
+
+
+def test_itl_mean_is_all_gaps_over_their_number():
+    # 10 gaps of 0.1 s, none, 10 gaps of 0.4 s: 5 s over 20 gaps
+    run = run_of(FOUR, itl_histogram=histogram_of([0.1] * 10 + [0.4] * 10))
+    assert summarise(run)["itl_s"]["mean"] == pytest.approx(0.25)
+    assert summarise(run)["itl_s"]["p99"] == pytest.approx(0.4)
+
+
+def test_itl_says_when_it_holds_the_warmup_too():
+    run = run_of(FOUR, itl_histogram=histogram_of([0.1]))
+    assert summarise(run, warmup_s=1.0)["warnings"] == ["itl_s also holds the gaps of the warm-up"]
+    assert summarise(run)["warnings"] == []
+
+
 def test_empty_histogram_is_none():
     histogram = histogram_of([0.1])
     histogram.counts[:] = 0
@@ -133,7 +158,14 @@ def test_parts_add_up_to_the_mean_to_the_last_bit(seed):
     for _ in range(201):
         parts = dict(zip(("queue", "kv_transfer", "host"), rng.lognormal(-5, 3, 3).tolist(), strict=True))
         arrival = float(rng.uniform(0, 1e4))
-        rows.append({"arrival": arrival, "first": arrival + sum(parts.values()) + rng.uniform(0, 1), "last": 1e6, "parts": parts})
+        rows.append(
+            {
+                "arrival": arrival,
+                "first": arrival + sum(parts.values()) + rng.uniform(0, 1),
+                "last": 1e6,
+                "parts": parts,
+            }
+        )
     rows.sort(key=lambda row: row["arrival"])
     run = run_of(rows)
     entry = summarise(run)
@@ -152,7 +184,11 @@ def test_parts_that_do_not_add_up_are_reported_not_hidden():
 
 
 def test_cache_ratio_is_over_completed_prompts():
-    rows = [{"first": 1, "last": 2, "input": 300, "cached": 96}, {"first": 1, "last": 2, "input": 100}, {"state": FAILED, "input": 999}]
+    rows = [
+        {"first": 1, "last": 2, "input": 300, "cached": 96},
+        {"first": 1, "last": 2, "input": 100},
+        {"state": FAILED, "input": 999},
+    ]
     cache = summarise(run_of(rows))["cache"]
     assert cache == {"hit_token_ratio": 96 / 400, "hit_tokens": 96, "prompt_tokens": 400, "requests_with_a_hit": 1}
 
