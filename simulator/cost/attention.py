@@ -125,7 +125,8 @@ class Attention:
         shape, kernel = self.prefill_shape, self.prefill_kernel
         same = 2.0 * pairs / q - 1.0
         batch = np.maximum(kernel.parameters["fill_tokens"] / same, 1.0)
-        work = Chunks(q * batch, pairs * batch, attended * batch)
+        own, _ = chunk_pairs(q, 0.0, window)
+        work = Chunks(q * batch, pairs * batch, attended * batch, np.maximum(pairs - own, 0.0) * batch)
         found = prefill_attention_time(self.gpu, kernel.parameters, shape, work)
         found = kernel.apply(found, self._key(shape), batch, same).without_fixed()
         found = Time(*(getattr(found, f) / batch for f in Time.__dataclass_fields__))
@@ -139,7 +140,7 @@ class Attention:
         _, form = gemm_format(self.gpu, "bf16", "bf16")
         kernel = self.kernels.find("gemm", self.backend, "bf16")
         width = self.heads * (mla.nope_dim + mla.v_dim)
-        again = gemm_time(self.gpu, kernel.parameters, form, at_least_one(past), width, mla.kv_rank).without_fixed()
+        again = gemm_time(self.gpu, kernel.parameters, form, at_least_one(past), (width, mla.kv_rank)).without_fixed()
         again = again.scaled(np.where(past > 0, 1.0, 0.0))
         return Time(*(getattr(found, f) + getattr(again, f) for f in Time.__dataclass_fields__))
 

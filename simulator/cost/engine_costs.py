@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -28,14 +28,19 @@ class CostsFile(Schema):
     mixed_step_s: float = Field(ge=0)
     mixed_layer_s: float = Field(ge=0)
     mixed_gap_s: float = Field(ge=0)
+    mixed_graph_tokens: int = Field(ge=0, default=0)
+    eager_layer_s: float = Field(ge=0, default=0.0)
+    eager_moe_layer_s: float = Field(ge=0, default=0.0)
+    eager_mla_layer_s: float = Field(ge=0, default=0.0)
     frontend_s: float = Field(ge=0)
     detokenise_s: float = Field(ge=0)
     decode_graph_sizes: tuple[int, ...] = ()
     fused_quantisation: bool = False
     fused_norm_all_reduce: bool = False
     all_reduce: str
-    expert_all_to_all: str = "all_gather"
-    routing: str = "balanced"
+    expert_all_to_all: Literal["all_gather", "deepep"] = "all_gather"
+    routing: Literal["balanced", "skewed"] = "balanced"
+    decode_routing: Literal["independent", "identical"] = "independent"
     sources: dict[str, str]
 
 
@@ -48,11 +53,16 @@ class EngineCosts:
     step and of each sequence in it (scheduling, inputs, outputs). ``step_gap_s``, ``seq_gap_s``: what no overlap hides.
     ``mixed_step_s``, ``mixed_layer_s``: host time to launch a step with prefill tokens, whose kernels are not one
     CUDA graph: a floor under its GPU time. ``mixed_gap_s``: what such a step takes more than its GPU work.
-    ``frontend_s``: per request before it is first scheduled; ``detokenise_s``: from a token's step to the client.
+    ``mixed_graph_tokens``: steps of more tokens launch every kernel on its own (0: they always do, or the floor above
+    says it all), at host seconds of ``eager_layer_s`` a layer, ``eager_moe_layer_s`` more with routed experts and
+    ``eager_mla_layer_s`` more with MLA. ``frontend_s``: per request before it is first scheduled; ``detokenise_s``:
+    from a token's step to the client.
     ``decode_graph_sizes``: batch sizes a pure decode step is padded to. ``fused_quantisation``: activations are
     quantised inside the kernel before, not by a pass of their own. ``fused_norm_all_reduce``: the norm after an
     all-reduce is part of it. ``all_reduce``: whose all-reduce it runs (rows of the collective tables).
-    ``expert_all_to_all``: all_gather, deepep. ``routing``: balanced or power_law_1.2, rows of the expert tables.
+    ``expert_all_to_all``: all_gather, deepep. ``routing``: balanced or skewed (power law 1.2), rows of the expert
+    tables. ``decode_routing``: identical where all decoding sequences choose the same experts, as they do when random
+    weights make them repeat one token.
     """
 
     name: str
@@ -65,6 +75,10 @@ class EngineCosts:
     mixed_step_s: float
     mixed_layer_s: float
     mixed_gap_s: float
+    mixed_graph_tokens: int
+    eager_layer_s: float
+    eager_moe_layer_s: float
+    eager_mla_layer_s: float
     frontend_s: float
     detokenise_s: float
     decode_graph_sizes: tuple[int, ...]
@@ -73,6 +87,7 @@ class EngineCosts:
     all_reduce: str
     expert_all_to_all: str
     routing: str
+    decode_routing: str
 
 
 def list_engines() -> list[str]:

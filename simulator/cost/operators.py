@@ -12,7 +12,7 @@ from simulator.cost import collectives
 from simulator.cost.attention import Attention
 from simulator.cost.engine_costs import EngineCosts
 from simulator.cost.kernels import Kernels, at_least_one, gemm_format, kernels_of, nearest_formats
-from simulator.cost.roofline import Floats, MoeShape, Time, gemm_time, moe_time, stream_time
+from simulator.cost.roofline import Floats, MoeShape, Time, active_experts, gemm_time, moe_time, stream_time
 from simulator.hardware.gpu import Gpu
 from simulator.models.model import Model
 from simulator.models.precision import Parallel, Precision
@@ -77,7 +77,7 @@ class Step:
 
         def time(tokens: Floats) -> Time:
             m = self.local(tokens)
-            found = gemm_time(self.gpu, kernel.parameters, form, m, n, k)
+            found = gemm_time(self.gpu, kernel.parameters, form, m, (n, k))
             whole = kernel.apply(found, (float(n), float(k)), m)
             if form.quantised and self.costs.fused_quantisation:
                 bare = found.seconds - (found.fixed_s - kernel.parameters["t0_s"])
@@ -192,7 +192,7 @@ class Step:
         local = moe.experts / gpus if whole else moe.experts
         return MoeShape(m.hidden, width, moe.experts, local, moe.top_k, 3.0 if m.gated else 2.0)
 
-    def _experts(self, layers: int) -> Operator:
+    def _experts(self, layers: int, *, identical: bool = False) -> Operator:
         kind, form = gemm_format(self.gpu, self.precision.weights, self.precision.gemm_arithmetic)
         names = [f"{f}-{self.costs.routing}" for f in nearest_formats(kind)]
         kernel = self.kernels.find("moe", self.costs.kernels, *names)
@@ -200,8 +200,9 @@ class Step:
         key = (shape.hidden, shape.width, shape.top_k, shape.experts, shape.local_experts)
 
         def time(tokens: Floats) -> Time:
-            even = self.costs.routing != "balanced"
-            return kernel.apply(moe_time(self.gpu, kernel.parameters, form, shape, tokens, even=even), key, tokens)
+            chosen = np.minimum(tokens, 1.0) if identical else tokens
+            active = active_experts(shape, chosen, None if self.costs.routing == "balanced" else 1.0)
+            return kernel.apply(moe_time(self.gpu, kernel.parameters, form, shape, (tokens, active)), key, tokens)
 
         origin = kernel.origin(key)
         if form.weight_bytes < BF16 and kind == "bf16":
@@ -236,6 +237,14 @@ class Step:
         if self.parallel.pp > 1:
             found.append(self._stage_handover())
         return tuple(op for op in found if op.launches)
+
+    @cached_property
+    def decode_token_operators(self) -> tuple[Operator, ...]:
+        """``token_operators`` of a step without prefill: only the experts may differ, see ``decode_routing``."""
+        if self.costs.decode_routing != "identical" or not self.model.moe_layers:
+            return self.token_operators
+        experts = self._experts(self.model.moe_layers, identical=True)
+        return tuple(experts if op.name == experts.name else op for op in self.token_operators)
 
     def _stage_handover(self) -> Operator:
         kernel = self.kernels.find("point_to_point", "any", "any")

@@ -88,10 +88,13 @@ class GemmFormat:
     quantised: bool  # activations come in bf16 and are quantised by an extra pass
 
 
-def gemm_time(gpu: Gpu, kernel: Mapping[str, float], kind: GemmFormat, m: ArrayLike, n: float, k: float) -> Time:
-    """``out[m, n] = x[m, k] W[n, k]^T``. ``m`` an array. Parameters: t0_s, compute, memory, p, tile_m, tile_n, wave,
+def gemm_time(
+    gpu: Gpu, kernel: Mapping[str, float], kind: GemmFormat, m: ArrayLike, weights: tuple[ArrayLike, ArrayLike]
+) -> Time:
+    """``out[m, n] = x[m, k] W[n, k]^T``; ``weights``: n, k. Parameters: t0_s, compute, memory, p, tile_m, tile_n, wave,
     and quantise (bandwidth fraction of the pass that quantises activations)."""
     rows = np.asarray(m, dtype=np.float64)
+    n, k = (np.asarray(x, dtype=np.float64) for x in weights)
     flops = 2.0 * rows * n * k
     tile_m, tile_n = kernel["tile_m"], kernel["tile_n"]
     padded_rows = np.ceil(rows / tile_m) * tile_m
@@ -137,23 +140,28 @@ HEAD_DIM = 128.0
 
 @dataclass(frozen=True)
 class Chunks:
-    """Query tokens of one prefill attention kernel: all ``new`` ones, the query-key ``pairs`` of all, and tokens of K
-    and V ``attended`` (read)."""
+    """Query tokens of one prefill attention kernel: all ``new`` ones, the query-key ``pairs`` of all, tokens of K and V
+    ``attended`` (read), and those of the pairs whose key was computed in an earlier step."""
 
     new: ArrayLike
     pairs: ArrayLike
     attended: ArrayLike
+    past_pairs: ArrayLike = 0.0
 
 
 def prefill_attention_time(gpu: Gpu, kernel: Mapping[str, float], shape: AttentionShape, work: Chunks) -> Time:
     """Causal attention of one launch. Parameters: t0_s, compute, memory, p, wave, dim (narrow heads reach
-    ``(head_dim / 128)^dim`` of the efficiency)."""
+    ``(head_dim / 128)^dim`` of the efficiency), past (efficiency over earlier tokens as a fraction of that over a
+    chunk's own)."""
     q, kv = np.asarray(work.new, dtype=np.float64), np.asarray(work.attended, dtype=np.float64)
-    flops = 2.0 * shape.heads * (shape.qk_dim + shape.v_dim) * np.asarray(work.pairs, dtype=np.float64)
+    past, pairs = np.asarray(work.past_pairs, dtype=np.float64), np.asarray(work.pairs, dtype=np.float64)
+    per_pair = 2.0 * shape.heads * (shape.qk_dim + shape.v_dim)
+    flops = per_pair * pairs
     moved = q * shape.heads * (shape.qk_dim + shape.v_dim) * 2.0 + (kv + q) * shape.kv_bytes
     padding = wave_padding(q / QUERY_TILE * shape.heads, gpu.sms, kernel["wave"])
     width = np.minimum(np.asarray(shape.v_dim) / HEAD_DIM, 1.0) ** kernel["dim"]
-    compute = flops * padding / (kernel["compute"] * width * gpu.peak_flops[shape.arithmetic])
+    paged = pairs + past * (1.0 / kernel["past"] - 1.0)
+    compute = per_pair * paged * padding / (kernel["compute"] * width * gpu.peak_flops[shape.arithmetic])
     memory = moved / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
     return _time(kernel["t0_s"], compute, memory, kernel["p"], flops, moved)
 
@@ -203,33 +211,34 @@ class MoeShape:
     matrices: float = 3.0
 
 
-def active_experts(shape: MoeShape, tokens: ArrayLike, *, even: bool = False) -> Floats:
+def active_experts(shape: MoeShape, tokens: ArrayLike, dealt: ArrayLike | None = None) -> Floats:
     """Distinct experts of this GPU that at least one token chooses.
 
-    If choices are independent: ``local * (1 - (1 - top_k / experts)^tokens)``. ``even``: dealt out in turn, as in the
-    measured tables, so that no expert gets a second token before all have one.
+    If choices are independent: ``local * (1 - (1 - top_k / experts)^tokens)``. ``dealt``: tokens are dealt out in turn,
+    as in the measured tables, over this fraction of the experts: none gets a second one before all of them have one.
     """
     t = np.asarray(tokens, dtype=np.float64)
-    if even:
+    if dealt is not None:
         rows = t * shape.top_k * shape.local_experts / shape.experts
-        dealt: Floats = np.minimum(np.maximum(rows, 1.0), shape.local_experts)
-        return dealt
+        turns: Floats = np.maximum(np.minimum(rows, shape.local_experts) * dealt, 1.0)
+        return turns
     miss = np.maximum(1.0 - shape.top_k / np.asarray(shape.experts, dtype=np.float64), 1e-12)
     result: Floats = shape.local_experts * (1.0 - miss**t)
     return result
 
 
 def moe_time(
-    gpu: Gpu, kernel: Mapping[str, float], kind: GemmFormat, shape: MoeShape, tokens: ArrayLike, *, even: bool
+    gpu: Gpu, kernel: Mapping[str, float], kind: GemmFormat, shape: MoeShape, work: tuple[ArrayLike, Floats]
 ) -> Time:
-    """Fused experts: gate and up, activation, down. Parameters: t0_s, compute, memory, p; pad: rows that each active
-    expert is padded by; activation: passes over this GPU's rows; global: passes over the rows of all experts
-    (kernels that sort and sum all tokens, whoever owns their experts).
+    """Fused experts: gate and up, activation, down. ``work``: tokens, and distinct experts they choose.
+
+    Parameters: t0_s, compute, memory, p; pad: rows that each active expert is padded by; activation: passes over this
+    GPU's rows; global: passes over the rows of all experts (kernels that sort and sum all tokens, whoever owns their
+    experts).
     """
-    t = np.asarray(tokens, dtype=np.float64)
+    t, active = np.asarray(work[0], dtype=np.float64), work[1]
     everywhere = t * shape.top_k
     rows = everywhere * shape.local_experts / shape.experts
-    active = active_experts(shape, t, even=even)
     per_row = 2.0 * shape.matrices * shape.hidden * shape.width
     compute = (rows + active * kernel["pad"]) * per_row / (kernel["compute"] * gpu.peak_flops[kind.arithmetic])
     weights = active * shape.matrices * shape.hidden * shape.width * kind.weight_bytes

@@ -78,13 +78,22 @@ def _decode_gpu(step: Step, seqs: Floats) -> Floats:
     """GPU seconds of a pure decode step without attention over the cache."""
     padded = padded_batch(np.ceil(seqs / step.parallel.dp), step.costs.decode_graph_sizes) * step.parallel.dp
     padded = np.where(seqs > 0, padded, 0.0)
-    return _sum(step.token_operators, padded) + _sum(step.sequence_operators, seqs)
+    return _sum(step.decode_token_operators, padded) + _sum(step.sequence_operators, seqs)
 
 
 def _mixed_gpu(step: Step, tokens: Floats) -> Floats:
-    """GPU seconds of a step with prefill tokens, without attention over the cache, head and sampling."""
+    """Seconds of a step with prefill tokens, without attention over the cache, head and sampling: on the GPU, or for
+    the host to launch them if that takes longer."""
     total = _sum(step.token_operators, tokens) + step.attention.chunk_launch_s()
-    return np.where(tokens > 0, total, 0.0)
+    return np.where(tokens > 0, np.maximum(total, _eager_launch(step, tokens)), 0.0)
+
+
+def _eager_launch(step: Step, tokens: Floats) -> Floats:
+    """Host seconds to launch a step kernel by kernel; nothing while it fits in CUDA graphs."""
+    costs, model = step.costs, step.model
+    layer = costs.eager_layer_s + (costs.eager_mla_layer_s if model.mla is not None else 0.0)
+    whole = layer * model.layers + costs.eager_moe_layer_s * model.moe_layers
+    return np.where(step.local(tokens) > costs.mixed_graph_tokens, whole, 0.0)
 
 
 def decode_step_seconds(step: Step, seqs: int, context: float) -> float:
@@ -251,7 +260,8 @@ def explain_step(
     if not mixed:
         per_rank = padded_batch(np.ceil(seqs / parallel.dp), engine_costs.decode_graph_sizes)
         tokens = float(per_rank) * parallel.dp
-    lines = [_line(op, tokens) for op in step.token_operators]
+    operators = step.token_operators if mixed else step.decode_token_operators
+    lines = [_line(op, tokens) for op in operators]
     lines += _attention_lines(step, prefill, seqs, context)
     head = [_line(op, float(count[0])) for op in step.sequence_operators]
     if mixed:
