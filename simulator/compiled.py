@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from numba import config, njit, types
 from numba.experimental import structref
 
-F = TypeVar("F", bound=Callable[..., Any])
+#: A compiled function: numba finds the types of its arguments when it is called.
+Compiled = Callable[..., Any]
 
 
-def compiled(function: F) -> F:
+def compiled(function: Compiled) -> Compiled:
     """Compile ``function`` on its first call; the machine code is kept on disk for the next process."""
     return njit(cache=True, error_model="numpy")(function)  # type: ignore[no-any-return]
 

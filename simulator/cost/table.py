@@ -84,7 +84,7 @@ StepCost = record(
 
 
 @compiled
-def make_step_cost(
+def make_step_cost(  # type: ignore[no-untyped-def]
     affine,
     base_s,
     per_token_s,
@@ -101,7 +101,7 @@ def make_step_cost(
     chunk_new_knots,
     chunk_past_knots,
     chunk_attention_s,
-):  # type: ignore[no-untyped-def]
+):
     return StepCost(
         affine,
         base_s,

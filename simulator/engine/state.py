@@ -59,7 +59,7 @@ class DeskColumns:
 
 
 @compiled
-def make_engine(
+def make_engine(  # type: ignore[no-untyped-def]
     role,
     depth,
     max_num_seqs,
@@ -75,7 +75,7 @@ def make_engine(
     cost,
     content,
     desk,
-):  # type: ignore[no-untyped-def]
+):
     """An idle engine with ``blocks`` usable KV blocks."""
     slots = 64
     zeros = np.zeros(slots, np.int64)
