@@ -53,12 +53,8 @@ def replay(trace: str, options: RunOptions) -> int:
     if results:
         _hand_over(Comparison(tuple(results)), job, options, talk, interrupted=interrupted)
     if interrupted:
-        kept = (
-            f"{len(results)} of {len(options.topology)} topologies finished, printed above"
-            if results
-            else "none finished"
-        )
-        raise RunInterruptedError(f"interrupted; {kept}")
+        kept = f"{len(results)} of {len(options.topology)} topologies finished and kept"
+        raise RunInterruptedError(f"interrupted; {kept if results else 'nothing was finished'}")
     return 0
 
 

@@ -43,7 +43,7 @@ def summarise(run: RunResult, slo: SLO | None = None, warmup_s: float = 0.0) -> 
     slo = slo or SLO()
     values = latencies(run.record, warmup_s)
     if not values.counted.any():
-        raise InputError(f"--warmup: no request arrives after the first {warmup_s:g} s; use a shorter warm-up")
+        raise InputError(f"warmup: no request arrives after the first {warmup_s:g} s; use a shorter warm-up")
     saturated = is_saturated(run)
     entry: Entry = {"name": run.topology.name, "gpus": run.topology.gpus, "model": run.topology.model}
     for name, value in _figures(run, values, slo, values.counted).items():

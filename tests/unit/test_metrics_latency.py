@@ -79,7 +79,7 @@ def test_warmup_is_not_counted_but_stays_in_the_record():
 
 
 def test_warmup_longer_than_the_trace_is_refused():
-    with pytest.raises(InputError, match="--warmup: no request arrives after the first 99 s"):
+    with pytest.raises(InputError, match="warmup: no request arrives after the first 99 s"):
         summarise(run_of(FOUR), warmup_s=99)
 
 
