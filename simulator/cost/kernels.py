@@ -137,6 +137,8 @@ def kernels_of(gpu: Gpu) -> Kernels:
     return Kernels(gpu, profile.operators, profile.sources, profile.derived_from, _tables(gpu))
 
 
+#: Bytes of a number that needs no widening to be multiplied as bf16.
+WIDE = 2.0
 #: Weight formats whose activations are quantised from bf16 by a pass of their own.
 _ACTIVATION_FORMAT = {"fp8": "fp8", "fp8_block": "fp8", "int8": "int8", "nvfp4": "nvfp4", "mxfp4": "fp8"}
 
@@ -144,12 +146,16 @@ _ACTIVATION_FORMAT = {"fp8": "fp8", "fp8_block": "fp8", "int8": "int8", "nvfp4":
 def gemm_format(gpu: Gpu, stored: str, arithmetic: str) -> tuple[str, GemmFormat]:
     """How a GPU multiplies weights stored as ``stored``: the kernel's format name, and bytes and arithmetic.
 
-    Arithmetic the GPU lacks is replaced by bf16 with the weights widened in registers (as Marlin does).
+    Arithmetic the GPU lacks is replaced by bf16 with the weights widened in registers (as Marlin does), no faster than
+    its processors can widen them.
     """
     weight_bytes = BYTES_PER_NUMBER[stored]
+    if stored == "mxfp4" and stored in gpu.peak_flops:
+        arithmetic = stored  # Blackwell's tensor cores take it as it is; elsewhere it is widened
     native = arithmetic in gpu.peak_flops
     if arithmetic == "bf16" or not native:
-        return "bf16", GemmFormat(weight_bytes, 2.0, "bf16", quantised=False)
+        widened = _defaults().operators["widening"]["weights_per_sm_s"] * gpu.sms if weight_bytes < WIDE else 0.0
+        return "bf16", GemmFormat(weight_bytes, 2.0, "bf16", quantised=False, widened_per_s=widened)
     activation = BYTES_PER_NUMBER[_ACTIVATION_FORMAT.get(stored, "bf16")]
     kind = stored if stored in _NEAREST else arithmetic
     return kind, GemmFormat(weight_bytes, activation, arithmetic, quantised=activation < 2.0)

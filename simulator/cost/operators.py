@@ -74,14 +74,15 @@ class Step:
         stored, arithmetic = formats
         kind, form = gemm_format(self.gpu, stored, arithmetic)
         kernel = self.kernels.find("gemm", self.costs.kernels, *nearest_formats(kind))
+        # quantisation fused into the kernel before leaves the launch of a GEMM that needs none
+        plain = self.kernels.find("gemm", self.costs.kernels, "bf16").parameters["t0_s"]
 
         def time(tokens: Floats) -> Time:
             m = self.local(tokens)
             found = gemm_time(self.gpu, kernel.parameters, form, m, (n, k))
             whole = kernel.apply(found, (float(n), float(k)), m)
             if form.quantised and self.costs.fused_quantisation:
-                bare = found.seconds - (found.fixed_s - kernel.parameters["t0_s"])
-                whole = whole.scaled(bare / found.seconds)
+                whole = whole.scaled(1.0 - (found.fixed_s - plain) / found.seconds)
             return whole
 
         origin = kernel.origin((float(n), float(k)))

@@ -86,6 +86,14 @@ class GemmFormat:
     activation_bytes: float
     arithmetic: str
     quantised: bool  # activations come in bf16 and are quantised by an extra pass
+    widened_per_s: float = 0.0  # weights a second the GPU can widen in registers, where it has to; 0: it need not
+
+
+def _weights_s(gpu: Gpu, kernel: Mapping[str, float], kind: GemmFormat, count: ArrayLike) -> Floats:
+    """Seconds to read ``count`` weights, or to widen them if that takes longer."""
+    numbers = np.asarray(count, dtype=np.float64)
+    read: Floats = numbers * kind.weight_bytes / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
+    return np.maximum(read, numbers / kind.widened_per_s) if kind.widened_per_s else read
 
 
 def gemm_time(
@@ -103,7 +111,8 @@ def gemm_time(
     # a GEMM with few tiles is split over k as well, so padding matters only once compute does
     compute = flops * padding / (kernel["compute"] * gpu.peak_flops[kind.arithmetic])
     moved = n * k * kind.weight_bytes + rows * k * kind.activation_bytes + rows * n * 2.0
-    memory = moved / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
+    others = moved - n * k * kind.weight_bytes
+    memory = _weights_s(gpu, kernel, kind, n * k) + others / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
     extra = np.zeros_like(rows)
     if kind.quantised:
         extra = kernel.get("quantise_t0_s", 0.0) + rows * k * (2.0 + kind.activation_bytes) / (
@@ -241,10 +250,11 @@ def moe_time(
     rows = everywhere * shape.local_experts / shape.experts
     per_row = 2.0 * shape.matrices * shape.hidden * shape.width
     compute = (rows + active * kernel["pad"]) * per_row / (kernel["compute"] * gpu.peak_flops[kind.arithmetic])
-    weights = active * shape.matrices * shape.hidden * shape.width * kind.weight_bytes
+    numbers = active * shape.matrices * shape.hidden * shape.width
+    weights = numbers * kind.weight_bytes
     own = rows * (3.0 * shape.hidden + shape.matrices * shape.width) * 2.0 + t * shape.hidden * 4.0
-    moved = weights + kernel["activation"] * own + kernel["global"] * everywhere * shape.hidden * 2.0
-    memory = moved / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
+    others = kernel["activation"] * own + kernel["global"] * everywhere * shape.hidden * 2.0
+    memory = _weights_s(gpu, kernel, kind, numbers) + others / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
     return _time(kernel["t0_s"], compute, memory, kernel["p"], rows * per_row, weights + own)
 
 
