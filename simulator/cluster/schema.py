@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from simulator.models.precision import Parallel, Precision
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Workers = Annotated[int, Field(ge=1, le=100_000)]
+Degree = Annotated[int, Field(ge=1, le=10_000)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
@@ -40,10 +42,10 @@ class PrecisionPart(Part):
 class ParallelPart(Part):
     """How the GPUs of one engine share the model; ``ep`` shares the tp x dp ranks among the experts."""
 
-    tp: Count = 1
-    pp: Count = 1
-    dp: Count = 1
-    ep: Count = 1
+    tp: Degree = 1
+    pp: Degree = 1
+    dp: Degree = 1
+    ep: Degree = 1
 
     def value(self) -> Parallel:
         """As the models room reads it."""
@@ -65,7 +67,7 @@ class PoolPart(Part):
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
     role: Role
     gpu: Text | None = None
-    workers: Count = 1
+    workers: Workers = 1
     parallel: ParallelPart = ParallelPart()
     engine: dict[str, Any] = Field(default_factory=dict)
     precision: PrecisionPart | None = None
@@ -137,7 +139,7 @@ class Topology(Part):
     description: str = ""
     model: Text | None = None
     precision: PrecisionPart = PrecisionPart()
-    engine: Text | dict[str, Any] = "vllm"
+    engine: str | dict[str, Any] = "vllm"
     pools: Annotated[list[PoolPart], Field(min_length=1)]
     network: NetworkPart | None = None
     kv_transfer: KvTransferPart = KvTransferPart()

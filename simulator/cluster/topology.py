@@ -34,7 +34,8 @@ def load_topology(
     if isinstance(topology, Topology):
         values, source = topology.to_dict(), topology.source
     elif isinstance(topology, Mapping):
-        values, source = dict(topology), str(topology.get("name", "topology"))
+        found = topology.get("name")
+        values, source = dict(topology), found if isinstance(found, str) and found else "topology"
     else:
         values, source = _find(str(topology))
     values = apply_overrides(values, overrides)

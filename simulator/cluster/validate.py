@@ -62,7 +62,7 @@ def _first_line(error: ValidationError, values: Mapping[str, Any], source: str) 
 
 def _other_branch(location: Path, found: object) -> bool:
     """Whether a finding is about the branch of a union the user did not mean (text, where a mapping was given)."""
-    return location[-1] in ("str", "dict[str,any]") and isinstance(found, Mapping)
+    return location[-1] == "str" and isinstance(found, Mapping)
 
 
 def _line(finding: Any, values: Mapping[str, Any], source: str) -> str:
@@ -76,7 +76,7 @@ def _line(finding: Any, values: Mapping[str, Any], source: str) -> str:
         return f"{parent}: key '{path[-1]}' is missing"
     if kind == "literal_error":
         choices = message.replace("'", "").replace(" or ", ", ")
-        return f"{place}: '{found}' is not allowed{nearest(found, choices.split(', '))}; allowed: {choices}"
+        return f"{place}: {_shown(found)} is not allowed{nearest(found, choices.split(', '))}; allowed: {choices}"
     return f"{place}: {_shown(found)} is not allowed; needed: {_TYPES.get(kind) or message[:1].lower() + message[1:]}"
 
 

@@ -72,7 +72,8 @@ def _over_network(
     network, model = topology.network, engines[0].model
     assert network is not None and model is not None, "checked with the topology"
     wiring = _wiring(network, [_gpu(engine) for engine in engines], topology.source)
-    wires = [_wires(network, _gpu(engine), wiring, f"{topology.source}: network") for engine in engines]
+    ports = {gpu.name: _wires(network, gpu, wiring, f"{topology.source}: network") for gpu in map(_gpu, engines)}
+    wires = [ports[_gpu(engine).name] for engine in engines]
     cells = place_workers(topology, workers, wiring)
     seats = [
         Seat(worker.name, cells[i], wires[i].nvlink_bytes_per_s, wires[i].card_bytes_per_s)
@@ -86,10 +87,14 @@ def _over_network(
             known[key] = exchange(_cache(model, engines[dst]), _split(model, engines[src]), _split(model, engines[dst]))
         streams[src, dst] = known[key]
     laid = lay_out(seats, streams, wiring)
-    routes = {}
+    routes: dict[Pair, Route] = {}
+    alike: dict[object, Route] = {}
     for src, dst in pairs:
         links = [_link_used(laid, (src, dst), wires[i]) for i in (src, dst)]
-        routes[src, dst] = _route(topology, engines[dst], streams[src, dst], links)
+        kind = (workers[src].pool, workers[dst].pool, links[0].name, links[1].name)
+        if kind not in alike:
+            alike[kind] = _route(topology, engines[dst], streams[src, dst], links)
+        routes[src, dst] = alike[kind]
     return routes, laid, tuple(one[0][0] for one in cells)
 
 

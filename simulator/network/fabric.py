@@ -102,7 +102,7 @@ class Fabric:
         self._width = max((len(path.crossings) for path in network.paths.values()), default=0) or 1
         self._capacity = np.array([link.capacity_bytes_per_s for link in network.links], dtype=np.float64)
         self._carried = np.zeros(len(network.links))
-        self._paths = {pair: self._path_arrays(path) for pair, path in network.paths.items()}
+        self._paths: dict[tuple[int, int], tuple[NDArray[np.int64], Floats, Floats, int]] = {}
         self._row_of: dict[int, int] = {}
         self._id_of = [-1] * rows
         self._free = list(range(rows - 1, -1, -1))
@@ -119,6 +119,8 @@ class Fabric:
         row = self._new_row(transfer_id)
         columns = self._columns
         if size_bytes > 0:
+            if (src, dst) not in self._paths:
+                self._paths[src, dst] = self._path_arrays(self._network.paths[src, dst])
             links, load, share, streams = self._paths[src, dst]
             columns.links[row], columns.load[row], columns.share[row], columns.streams[row] = (
                 links,

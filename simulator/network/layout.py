@@ -47,6 +47,11 @@ class Seat:
     nvlink_bytes_per_s: float
     nic_bytes_per_s: float
 
+    @property
+    def nodes(self) -> set[int]:
+        """Nodes the engine's GPUs sit in."""
+        return {node for node, _ in self.cells}
+
 
 def seat(groups: Sequence[tuple[str, int]], gpus_per_node: int, *, apart: bool) -> list[tuple[Cell, ...]]:
     """Cells of each engine, in order; ``groups``: (pool or GPU type, GPUs) of each engine.
@@ -88,18 +93,44 @@ class _Builder:
         self._seats, self._wiring = seats, wiring
         self.links: list[Link] = []
         self._known: dict[str, int] = {}
+        self._halves: dict[object, tuple[Crossing, ...]] = {}
         self._users: dict[Cell, set[int]] = defaultdict(set)
         for worker, one in enumerate(seats):
             for cell in one.cells:
                 self._users[self._card(cell)].add(worker)
 
-    def path(self, src: int, dst: int, streams: Sequence[Stream]) -> Path:
+    def path(self, src: int, dst: int, streams: tuple[Stream, ...]) -> Path:
         """One path for a handover: on each link the streams, and the part of the bytes, that cross it."""
+        here, there = self._seats[src], self._seats[dst]
+        nodes = here.nodes | there.nodes
+        if len(here.nodes) == len(there.nodes) == 1:  # each half is the same for all partners alike
+            wired = self._wired(src, dst, same_node=len(nodes) == 1)
+            halves = (
+                self._half(src, "out", streams, wired, len(nodes)),
+                self._half(dst, "in", streams, wired, len(nodes)),
+            )
+            return Path(halves[0] + halves[1], len(streams))
+        used = [(self._lanes(src, dst, stream, way), stream) for way in ("out", "in") for stream in streams]
+        return Path(self._crossings(used, streams), len(streams))
+
+    def _half(
+        self, worker: int, way: str, streams: tuple[Stream, ...], wired: bool, nodes: int
+    ) -> tuple[Crossing, ...]:
+        key = (worker, way, id(streams), wired, nodes)
+        if key not in self._halves:
+            used = [(self._end_lanes(worker, way, stream, wired, nodes), stream) for stream in streams]
+            self._halves[key] = self._crossings(used, streams)
+        return self._halves[key]
+
+    def _crossings(
+        self, used: Sequence[tuple[list[_Lane], Stream]], streams: tuple[Stream, ...]
+    ) -> tuple[Crossing, ...]:
+        """Adds up, link by link, what the streams load."""
         total = sum(stream.bytes_per_token for stream in streams)
         lanes: dict[str, _Lane] = {}
         parts: dict[str, dict[Cell, float]] = defaultdict(lambda: defaultdict(float))
-        for stream in streams:
-            for lane in self._lanes(src, dst, stream):
+        for stream_lanes, stream in used:
+            for lane in stream_lanes:
                 lanes[lane.link] = lane
                 parts[lane.link][lane.cell] += stream.bytes_per_token / total
         crossings = []
@@ -107,7 +138,7 @@ class _Builder:
             load = len(streams) * lane.lanes * max(parts[name].values())
             index = self._index(name, lane.lanes * lane.lane_bytes_per_s)
             crossings.append(Crossing(index, load, sum(parts[name].values())))
-        return Path(tuple(crossings), len(streams))
+        return tuple(crossings)
 
     def _index(self, name: str, capacity_bytes_per_s: float) -> int:
         if name not in self._known:
@@ -115,19 +146,26 @@ class _Builder:
             self.links.append(Link(name, capacity_bytes_per_s))
         return self._known[name]
 
-    def _lanes(self, src: int, dst: int, stream: Stream) -> list[_Lane]:
-        """What a stream uses: two NVLink ports, or two cards and, between nodes, their uplinks."""
-        ends = ((self._seats[src], stream.src_rank, "out"), (self._seats[dst], stream.dst_rank, "in"))
-        same_node = len({one.cells[rank][0] for one, rank, _ in ends}) == 1
-        wired = all(one.nvlink_bytes_per_s > 0 for one, _, _ in ends)
-        if wired and (same_node or self._wiring.nvlink_between_nodes):
-            return [
-                _Lane(f"{one.name} nvlink {way}", len(one.cells), one.nvlink_bytes_per_s, one.cells[rank])
-                for one, rank, way in ends
-            ]
-        used = [self._card_lane(one, one.cells[rank], way) for one, rank, way in ends]
-        if not same_node and self._wiring.oversubscription > 1:
-            used += [self._uplink(one, one.cells[rank][0], way) for one, rank, way in ends]
+    def _lanes(self, src: int, dst: int, stream: Stream, way: str) -> list[_Lane]:
+        """What one end of a stream uses, for engines that span nodes."""
+        nodes = {self._seats[src].cells[stream.src_rank][0], self._seats[dst].cells[stream.dst_rank][0]}
+        wired = self._wired(src, dst, same_node=len(nodes) == 1)
+        return self._end_lanes(src if way == "out" else dst, way, stream, wired, len(nodes))
+
+    def _wired(self, src: int, dst: int, *, same_node: bool) -> bool:
+        """Whether NVLink joins two engines' GPUs."""
+        ports = min(self._seats[src].nvlink_bytes_per_s, self._seats[dst].nvlink_bytes_per_s)
+        return ports > 0 and (same_node or self._wiring.nvlink_between_nodes)
+
+    def _end_lanes(self, worker: int, way: str, stream: Stream, wired: bool, nodes: int) -> list[_Lane]:
+        """An NVLink port, or a card and, between nodes, the node's uplink."""
+        one = self._seats[worker]
+        cell = one.cells[stream.src_rank if way == "out" else stream.dst_rank]
+        if wired:
+            return [_Lane(f"{one.name} nvlink {way}", len(one.cells), one.nvlink_bytes_per_s, cell)]
+        used = [self._card_lane(one, cell, way)]
+        if nodes > 1 and self._wiring.oversubscription > 1:
+            used.append(self._uplink(one, cell[0], way))
         return used
 
     def _card(self, cell: Cell) -> Cell:
@@ -147,7 +185,7 @@ class _Builder:
         return _Lane(f"node {node} uplink {way}", 1, capacity, (node, 0))
 
 
-def lay_out(seats: Sequence[Seat], exchanges: Mapping[tuple[int, int], Sequence[Stream]], wiring: Wiring) -> Network:
+def lay_out(seats: Sequence[Seat], exchanges: Mapping[tuple[int, int], tuple[Stream, ...]], wiring: Wiring) -> Network:
     """Links and paths for every pair of engines in ``exchanges``."""
     builder = _Builder(seats, wiring)
     paths = {pair: builder.path(*pair, streams) for pair, streams in exchanges.items()}
