@@ -1,0 +1,148 @@
+"""How the measured deployments were started: settings that the benchmark publishes in its start scripts.
+
+``inferencex`` runs: https://github.com/SemiAnalysisAI/InferenceX, ``benchmarks/`` (one script a model, precision and
+GPU), as of 2025-12 to 2026-03. ``nvidia`` runs state no script: engines at their defaults. These are facts of a
+deployment, not fitted numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from simulator.cluster.profiles import load_profile, profile_names
+from simulator.cluster.settings import Value
+from simulator.models.precision import Precision
+from simulator.validation.serving_points import Point
+
+#: Engine profiles by backend. vLLM before 0.14 is a profile of its own where there is one.
+PROFILES = {"vllm": "vllm-0.25", "sglang": "sglang", "trtllm": "tensorrt-llm"}
+ERAS = (("vllm", (0, 13), "vllm-0.12"),)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Engine profile, settings under the engine's names, and number formats."""
+
+    profile: str
+    precision: Precision
+    settings: dict[str, Value] = field(default_factory=dict)
+
+
+def recipe_of(point: Point, role: str) -> Recipe:
+    """How this run's engines were started."""
+    profile = _profile(point)
+    family = load_profile(profile).family
+    settings = {"vllm": _vllm, "sglang": _sglang, "trtllm": _trtllm}[point.backend](point, role)
+    settings[family.context] = _longest(point)
+    known = {entry.name for entry in family.settings}
+    return Recipe(profile, _precision(point), {k: v for k, v in settings.items() if k in known})
+
+
+def _longest(point: Point) -> int:
+    """Longest request of the run, with the room that the scripts add."""
+    return int(1.2 * (point.input_tokens + point.output_tokens)) + 200
+
+
+def _profile(point: Point) -> str:
+    version = _numbers(point.version)
+    for backend, last, name in ERAS:
+        if point.backend == backend and version and version <= last and name in profile_names():
+            return name
+    return PROFILES[point.backend]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = version.split(".")[:2]
+    return tuple(int(p) for p in parts) if all(p.isdigit() for p in parts) else ()
+
+
+def _precision(point: Point) -> Precision:
+    """Formats of the checkpoints the scripts name, and of the KV cache they ask for."""
+    kv = _kv_cache(point)
+    if point.model == "gpt-oss-120b":
+        # weights mxfp4, attention bf16; arithmetic of the experts: mxfp8 activations on Blackwell, bf16 on Hopper
+        blackwell = point.system in ("b200_sxm", "gb200")
+        return Precision("mxfp4", kv, activations="fp8" if blackwell else None)
+    if point.precision == "fp8":
+        block = point.model in ("deepseek-v3", "qwen3-235b-a22b", "qwen3-32b")
+        return Precision("fp8_block" if block else "fp8", kv)
+    if point.precision == "fp4":
+        # nvidia/DeepSeek-R1-0528-FP4: the attention projections are not quantised
+        attention = "bf16" if point.model == "deepseek-v3" else None
+        return Precision("nvfp4", kv, attention_weights=attention)
+    return Precision("int4" if point.precision == "int4" else "bf16", kv)
+
+
+def _kv_cache(point: Point) -> str:
+    if point.origin != "inferencex":
+        return "bf16"
+    if point.backend == "vllm":
+        llama = point.model.startswith("llama")
+        return "fp8" if llama and point.system != "h100_sxm" else "bf16"
+    if point.model == "gpt-oss-120b":
+        return "bf16"
+    if point.backend == "sglang":
+        return "fp8" if point.system in ("b200_sxm", "gb200") else "bf16"
+    return "fp8"
+
+
+def _vllm(point: Point, role: str) -> dict[str, Any]:
+    if point.origin != "inferencex":
+        return {
+            "max_num_batched_tokens": 8192,
+            "prefix_caching": False,
+            "async_scheduling": _numbers(point.version) >= (0, 14),
+        }
+    sequences = 512 if point.system in ("b200_sxm", "gb200") else point.concurrency
+    return {"max_num_batched_tokens": 8192, "prefix_caching": False, "max_num_seqs": sequences}
+
+
+def _sglang(point: Point, role: str) -> dict[str, Any]:
+    if point.origin != "inferencex":
+        return {"disable_radix_cache": True, "ignore_eos": True}
+    found: dict[str, Any] = {"disable_radix_cache": True, "ignore_eos": True}
+    if point.mode == "disagg":
+        return found
+    if point.system == "b200_sxm":
+        found["scheduler_recv_interval"] = 30 if point.concurrency >= 16 else 10
+    if point.system == "b200_sxm" and point.precision == "fp4":
+        return found | {"chunked_prefill_size": 16384, "max_running_requests": 256, "mem_fraction_static": 0.85}
+    both = point.input_tokens == point.output_tokens == 1024
+    running = 128 if point.system == "b200_sxm" else 512 if both else 256
+    return found | {
+        "chunked_prefill_size": 32768,
+        "max_prefill_tokens": 32768,
+        "max_running_requests": running,
+        "mem_fraction_static": 0.82,
+    }
+
+
+def _trtllm(point: Point, role: str) -> dict[str, Any]:
+    if point.origin != "inferencex" or point.mode == "disagg":
+        return {"enable_block_reuse": False} | _disagg_tokens(point, role)
+    short = point.input_tokens == point.output_tokens == 1024
+    gpus = point.groups[0].gpus
+    found: dict[str, Any] = {"enable_block_reuse": False}
+    if point.model.startswith("llama"):
+        found |= {"max_num_tokens": 16384}
+        if short and gpus < 8:
+            found |= {"batch_wait_timeout_iters": 20, "batch_wait_max_tokens_ratio": 0.9}
+    elif point.model == "gpt-oss-120b":
+        found |= {"max_num_tokens": 20000, "free_gpu_memory_fraction": 0.85}
+    else:
+        tokens = -(-(point.concurrency + point.input_tokens + 64) // 64) * 64
+        least = 0 if point.system == "h200_sxm" else 8192
+        found |= {
+            "max_num_tokens": max(tokens, least),
+            "free_gpu_memory_fraction": 0.75 if point.system == "h200_sxm" else 0.8,
+        }
+        if short and point.precision == "fp8" and point.system == "b200_sxm" and point.concurrency >= 64:
+            found |= {"batch_wait_timeout_iters": 40, "batch_wait_max_tokens_ratio": 0.8}
+    return found
+
+
+def _disagg_tokens(point: Point, role: str) -> dict[str, Any]:
+    """A prompt must fit a step of a prefill engine."""
+    longest = int(1.2 * point.input_tokens) + 64
+    return {"max_num_tokens": max(8192, longest)} if role != "decode" else {}

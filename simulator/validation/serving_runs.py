@@ -1,0 +1,136 @@
+"""Rebuilds measured serving runs and simulates them: topology, requests and clients of each."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from simulator.cluster.assembly import assemble
+from simulator.cluster.plan import ClusterPlan, WorkerPlan
+from simulator.cluster.simulation import run_plan
+from simulator.cluster.topology import load_topology
+from simulator.engine.engine import POLICIES
+from simulator.errors import InputError
+from simulator.models.precision import Parallel, Precision
+from simulator.validation.serving_points import Point
+from simulator.validation.serving_recipes import recipe_of
+from simulator.workload.arrivals import Arrivals
+from simulator.workload.trace import Trace
+
+#: Requests a run sends, as a multiple of its clients (``--num-prompts`` of the start scripts).
+REQUESTS_PER_CLIENT = 10
+#: ``inferencex`` lengths are drawn evenly within this share either side of nominal.
+LENGTH_SPREAD = 0.2
+#: GPUs of one NVLink domain of a rack, beyond which pools talk over their network cards.
+RACK_GPUS = 72
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run, measured and simulated; the simulated fields are None where ``problem`` says why not."""
+
+    point: Point
+    ttft_mean_ms: float | None
+    tpot_mean_ms: float | None
+    problem: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def error(self, metric: str) -> float:
+        """Simulated over measured, less one."""
+        found = getattr(self, f"{metric}_mean_ms")
+        return float(found / getattr(self.point, f"{metric}_mean_ms") - 1.0)
+
+
+def run_point(point: Point) -> Outcome:
+    """Simulate one run."""
+    try:
+        plan, notes = plan_of(point)
+        trace = requests_of(point)
+        found = run_plan(plan, trace, Arrivals("closed", clients=point.concurrency)).record
+    except InputError as problem:
+        return Outcome(point, None, None, str(problem))
+    ttft = found.first_token_s - found.arrival_s
+    several = found.output_tokens > 1
+    tpot = (found.last_token_s - found.first_token_s)[several] / (found.output_tokens[several] - 1)
+    if not np.isfinite(ttft).any():
+        return Outcome(point, None, None, "no request finished")
+    return Outcome(point, float(np.nanmean(ttft)) * 1e3, float(np.nanmean(tpot)) * 1e3, None, notes)
+
+
+def requests_of(point: Point) -> Trace:
+    """The requests of one run, drawn from a seed of its own."""
+    count = REQUESTS_PER_CLIENT * point.concurrency
+    draw = np.random.default_rng(zlib.crc32(point.point.encode()))
+    lengths = []
+    for nominal in (point.input_tokens, point.output_tokens):
+        if point.origin == "inferencex":
+            low, high = int(nominal * (1 - LENGTH_SPREAD)), int(nominal * (1 + LENGTH_SPREAD))
+            lengths.append(draw.integers(low, high + 1, count))
+        else:
+            lengths.append(np.full(count, nominal))
+    return Trace.from_columns(
+        np.zeros(count), *(np.maximum(x, 1) for x in lengths), name=point.point, source=point.point
+    )
+
+
+def plan_of(point: Point) -> tuple[ClusterPlan, tuple[str, ...]]:
+    """The run's deployment worked out, with notes on what stands in for something else."""
+    plan = assemble(load_topology(topology_of(point)))
+    notes: list[str] = []
+    workers = tuple(_runnable(worker, notes) for worker in plan.workers)
+    return replace(plan, workers=workers), tuple(dict.fromkeys(notes))
+
+
+def topology_of(point: Point) -> dict[str, Any]:
+    """The run as a topology."""
+    recipes = [recipe_of(point, group.role) for group in point.groups]
+    values: dict[str, Any] = {
+        "name": point.point,
+        "model": point.model,
+        "precision": _precision(recipes[0].precision),
+        "engine": {"profile": recipes[0].profile},
+        "pools": [
+            {
+                "name": group.role,
+                "role": group.role,
+                "gpu": point.system,
+                "workers": group.workers,
+                "parallel": _parallel(group.parallel),
+                "engine": recipe.settings,
+            }
+            for group, recipe in zip(point.groups, recipes, strict=True)
+        ],
+    }
+    if point.mode == "disagg":
+        inside = point.system == "gb200" and sum(group.gpus for group in point.groups) <= RACK_GPUS
+        values["network"] = {"kind": "nvlink"} if inside else {"kind": "rdma"}
+        values["kv_transfer"] = {"mode": "pull"}
+    return values
+
+
+def _precision(precision: Precision) -> dict[str, Any]:
+    return {name: value for name, value in vars(precision).items() if value is not None}
+
+
+def _parallel(parallel: Parallel) -> dict[str, int]:
+    return {name: value for name, value in vars(parallel).items() if value > 1}
+
+
+def _runnable(worker: WorkerPlan, notes: list[str]) -> WorkerPlan:
+    """The worker as it is, or under vLLM's rules while its own policy is not there."""
+    if worker.policy in POLICIES:
+        return worker
+    notes.append(f"policy {worker.policy} is not there; vllm-v1 stands in")
+    settings: Mapping[str, Any] = {
+        "async_scheduling": True,
+        "max_num_seqs": worker.max_sequences,
+        "max_num_batched_tokens": worker.max_step_tokens,
+        "block_size": worker.block_size,
+        "max_model_len": worker.max_context,
+        "prefix_caching": False,
+    }
+    return replace(worker, policy="vllm-v1", settings=settings)
