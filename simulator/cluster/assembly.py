@@ -67,5 +67,5 @@ def _block_bytes(engine: Engine) -> float:
     if engine.model is None:
         return 0.0
     layer = engine.model.kv_layer_bytes_per_token(engine.precision.kv_cache, engine.parallel.tp)
-    full_layers = sum(window == 0 for window in engine.model.windows)
+    full_layers = sum(window == 0 for window in engine.windows)
     return layer * engine.parallel.tp * full_layers * engine.block_tokens

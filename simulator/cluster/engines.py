@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from simulator.cluster.checks import kv_blocks, pool_part, settings_layers
-from simulator.cluster.memory import Demand, MemorySum, memory_sum, refuse
+from simulator.cluster.memory import Demand, MemorySum, kv_windows, memory_sum, refuse
 from simulator.cluster.profiles import EngineProfile, load_profile
 from simulator.cluster.schema import PoolPart, StepTimePart, Topology
 from simulator.cluster.settings import FROM_MODEL, Family, Value
@@ -61,6 +61,11 @@ class Engine:
         return int(self.settings[self.profile.family.sequences])
 
     @property
+    def windows(self) -> tuple[int, ...]:
+        """Tokens each layer keeps in the KV cache, 0 for all; empty without a model."""
+        return () if self.model is None else kv_windows(self.profile, self.model)
+
+    @property
     def longest(self) -> int:
         """Longest prompt plus output."""
         return int(self.settings[self.profile.family.context])
@@ -80,7 +85,7 @@ def engine_of(topology: Topology, pool: PoolPart) -> Engine:
     found: MemorySum | None = None
     warnings: tuple[str, ...] = ()
     if model is not None and gpu is not None:
-        demand = _demand(profile.family, settings, model, precision, parallel)
+        demand = _demand(profile, settings, model, precision, parallel)
         found = memory_sum(gpu, profile, settings, demand)
         if found.blocks < 1:
             raise TopologyError(
@@ -135,9 +140,10 @@ def _settings(
 
 
 def _demand(
-    family: Family, settings: Mapping[str, Value], model: Model, precision: Precision, parallel: Parallel
+    profile: EngineProfile, settings: Mapping[str, Value], model: Model, precision: Precision, parallel: Parallel
 ) -> Demand:
     """Sizes of one rank's steps."""
+    family = profile.family
     tokens = int(settings[family.step_tokens])
     if family.name == "sglang":
         tokens = max(tokens if tokens > 0 else int(settings["max_prefill_tokens"]), 1) // parallel.dp
@@ -149,6 +155,7 @@ def _demand(
         sequences=int(settings[family.sequences]),
         longest=int(settings[family.context]),
         block_tokens=int(settings[family.block]),
+        windows=kv_windows(profile, model),
     )
 
 

@@ -34,6 +34,11 @@ class MemoryRules:
     communicator_bytes: float
 
 
+def kv_windows(profile: EngineProfile, model: Model) -> tuple[int, ...]:
+    """Tokens each layer keeps, 0 for all: some engines do not free what has left a sliding window."""
+    return (0,) * model.layers if profile.memory.get("whole_windows") else model.windows
+
+
 @dataclass(frozen=True)
 class MemorySum:
     """Bytes on one GPU (of the pipeline stage that has the least room for KV)."""
@@ -63,8 +68,8 @@ def memory_rules(profile: EngineProfile) -> MemoryRules:
     place = f"{profile.source}: memory"
     names = list(MemoryRules.__dataclass_fields__)
     for key in profile.memory:
-        if key not in (*names, "sources"):
-            raise TopologyError(unknown(place, "key", key, names))
+        if key not in (*names, "whole_windows", "sources"):
+            raise TopologyError(unknown(place, "key", key, (*names, "whole_windows")))
     sources = profile.memory.get("sources", {})
     for name in names:
         if name not in profile.memory:
@@ -106,6 +111,7 @@ class Demand:
     sequences: int
     longest: int
     block_tokens: int
+    windows: tuple[int, ...]
 
     def kv_bytes_per_token(self, stage: range) -> float:
         """KV bytes of one stage's layers per token of the longest request, on one GPU.
@@ -113,7 +119,7 @@ class Demand:
         A layer with a sliding window keeps the window and the step's own tokens, as vLLM's block manager reserves.
         """
         longest = max(self.longest, self.block_tokens)
-        windows = (self.model.windows[layer] for layer in stage)
+        windows = (self.windows[layer] for layer in stage)
         held = sum(min(longest, window - 1 + self.step_tokens) if window else longest for window in windows)
         return held / longest * self.model.kv_layer_bytes_per_token(self.precision.kv_cache, self.parallel.tp)
 
@@ -152,12 +158,15 @@ def _kv_budget(
 
 def _sglang_fraction(total: float, settings: Mapping[str, Value], parallel: Parallel) -> float:
     """SGLang's own rule for ``mem_fraction_static`` (python/sglang/srt/server_args.py, 0.5): room for metadata,
-    for the activations of a prefill chunk, for CUDA graphs and for collectives; 10 GiB or more on big GPUs."""
+    for the activations of a prefill chunk, for CUDA graphs, for collectives and for attention data parallelism;
+    10 GiB or more on big GPUs."""
     chunk = int(settings["chunked_prefill_size"])
     chunk = int(settings["max_prefill_tokens"]) if chunk < 0 else chunk
-    graph_sequences = 256 if parallel.tp < 4 else 512
+    graph_sequences = 512 if parallel.tp >= 4 or total >= 160 * GIB else 256
     reserved = 512 * MIB + 1.5 * MIB * max(chunk, 2048) + 2 * MIB * graph_sequences
     reserved += parallel.tp * parallel.pp / 8 * GIB
+    if parallel.dp > 1:
+        reserved += (4.5 if graph_sequences > 300 else 3.0) * MIB * graph_sequences * parallel.dp
     if total > 60 * GIB:
         reserved = max(reserved, 10 * GIB)
     return round((total - reserved) / total, 3)

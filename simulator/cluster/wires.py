@@ -200,7 +200,7 @@ def _route(
         _first(getattr(part, key), getattr(network, key), profile.get(key), max(getattr(link, key) for link in links))
         for key in ("setup_s", "per_descriptor_s")
     )
-    windows = engine.model.windows
+    windows = engine.windows
     full = sum(window == 0 for window in windows) / len(windows)
     per_token = sum(stream.bytes_per_token for stream in streams) / compression.ratio
     tokens = engine.block_tokens

@@ -91,3 +91,20 @@ def test_a_context_that_no_memory_holds_is_a_warning() -> None:
     plan = assemble(load_topology("llama-3.1-8b/rtx_4090/1c", ["precision.weights=fp8"]))
     assert "less than max_model_len 131072" in plan.warnings[0]
     assert not assemble(load_topology("llama-3.1-8b/h100_sxm/1c")).warnings
+
+
+def test_sglang_keeps_what_has_left_a_window() -> None:
+    word = "gpt-oss-120b@mxfp4/h200_sxm/1c"
+    plans = [assemble(load_topology(f"{word}/{engine}")).workers[0] for engine in ("vllm", "sglang")]
+    per_token = [worker.kv_bytes_per_block / worker.block_size for worker in plans]
+    assert per_token == [36_864, 73_728]
+
+
+def test_sglang_leaves_the_room_its_own_rule_asks_for() -> None:
+    """512 MiB, 1.5 MiB for each of 8,192 tokens, 2 MiB for each of 256 graph sequences, GiB/8 for one GPU: 13.1 GiB."""
+    worker = assemble(load_topology("llama-3.1-8b/h100_sxm/1c/sglang")).workers[0]
+    assert worker.memory is not None
+    left = worker.memory.total - worker.memory.usable
+    assert left / 2**30 == pytest.approx(13.125, abs=0.05)
+    given = assemble(load_topology("llama-3.1-8b/h100_sxm/1c/sglang", ["engine.mem_fraction_static=0.5"])).workers[0]
+    assert given.kv_blocks < worker.kv_blocks / 2
