@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -17,7 +18,7 @@ from simulator.cluster.assembly import assemble
 from simulator.cluster.plan import ClusterPlan
 from simulator.cluster.result import REJECTED, RunResult
 from simulator.cluster.run import RunOptions
-from simulator.cluster.simulation import run_plan
+from simulator.cluster.simulation import COMPILING, ready, run_plan
 from simulator.cluster.topology import Topology, load_topology
 from simulator.errors import InputError
 from simulator.metrics.frame import requests_frame
@@ -231,8 +232,12 @@ def each(
     overrides: Iterable[str] = (),
     load: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Iterator[Result]:
-    """The results one by one, as they are finished. All input is read and checked before the first run starts."""
+    """The results one by one, as they are finished. All input is read and checked before the first run starts.
+
+    ``tell`` is called with a line for people, where there is one; without it, the line goes to stderr.
+    """
     targets, overrides = SLO.of(slo), tuple(overrides)
     _check_plain(seed, warmup_s)
     how = arrivals if isinstance(arrivals, Arrivals) else parse_arrivals(arrivals, "arrivals")
@@ -243,7 +248,17 @@ def each(
     read = _trace(trace, how)
     _check_warmup(apply_arrivals(read, how, seed), how, warmup_s)
     _check_gaps(targets)
-    return _runs(read, plans, how, Terms(targets, seed, float(warmup_s), load or {}, overrides), progress)
+    runs = _runs(read, plans, how, Terms(targets, seed, float(warmup_s), load or {}, overrides), progress)
+    return runs if all(ready(plan) for plan in plans) else _after_a_word(runs, tell or _to_stderr)
+
+
+def _after_a_word(runs: Iterator[Result], tell: Callable[[str], None]) -> Iterator[Result]:
+    tell(COMPILING)
+    yield from runs
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _runs(

@@ -7,8 +7,12 @@ handing one to a compiled function costs one pointer, however many columns it ha
 
 from __future__ import annotations
 
+import hashlib
+import re
 import sys
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from numba import config, njit, types
@@ -17,10 +21,50 @@ from numba.experimental import structref
 #: A compiled function: numba finds the types of its arguments when it is called.
 Compiled = Callable[..., Any]
 
+_IMPORT = re.compile(r"^from (simulator[\w.]*) import (.*)$", re.MULTILINE)
+
 
 def compiled(function: Compiled) -> Compiled:
     """Compile ``function`` on its first call; the machine code is kept on disk for the next process."""
-    return njit(cache=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+    dispatcher = njit(cache=True, error_model="numpy")(function)
+    if not config.DISABLE_JIT:
+        # numba drops kept code when the function's own file changes; ours holds code from the files it imports too
+        dispatcher._cache._cache_file._source_stamp = source_stamp(function.__module__)
+    return dispatcher  # type: ignore[no-any-return]
+
+
+def is_compiled(function: Compiled) -> bool:
+    """Whether machine code for ``function`` is at hand, in this process or on disk, so that its first call is quick."""
+    if config.DISABLE_JIT:
+        return True
+    dispatcher: Any = function
+    return bool(dispatcher.signatures) or bool(dispatcher._cache._cache_file._load_index())
+
+
+def source_stamp(module: str) -> str:
+    """Digest of the source of ``module`` and of all modules of this package that it imports, however far away."""
+    digest, seen, todo = hashlib.sha256(), set(), [module]
+    while todo:
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            text, imported = _source(name)
+            digest.update(text)
+            todo.extend(imported)
+    return digest.hexdigest()
+
+
+@cache
+def _source(module: str) -> tuple[bytes, tuple[str, ...]]:
+    """A loaded module's source, and the modules of this package that it imports."""
+    path = getattr(sys.modules[module], "__file__", None)
+    text = Path(path).read_bytes() if path else b""
+    names = [
+        name
+        for package, tail in _IMPORT.findall(text.decode())
+        for name in (package, *(f"{package}.{part.strip()}" for part in tail.split(",")))
+    ]
+    return text, tuple(name for name in names if name in sys.modules)
 
 
 def record(name: str, fields: tuple[str, ...], module: str) -> Any:

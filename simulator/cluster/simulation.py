@@ -6,8 +6,18 @@ from simulator.cluster.collect import collect
 from simulator.cluster.plan import ClusterPlan
 from simulator.cluster.result import RunResult
 from simulator.cluster.run import Cluster, RunOptions
+from simulator.compiled import is_compiled
+from simulator.engine.engine import POLICIES
 from simulator.workload.arrivals import Arrivals, apply_arrivals
 from simulator.workload.trace import Trace
+
+#: What to tell people before a run that is not ``ready``.
+COMPILING = "compiling the engine, once: about a minute"
+
+
+def ready(plan: ClusterPlan) -> bool:
+    """Whether the plan's engines are compiled already; the first run after an installation is not."""
+    return all(is_compiled(POLICIES[w.policy].pulse) for w in plan.workers if w.policy in POLICIES)
 
 
 def run_plan(

@@ -48,6 +48,7 @@ def replay(trace: str, options: RunOptions) -> int:
         overrides=options.change,
         load=job.load,
         progress=bar.callback,
+        tell=lambda text: talk.notes([text]),
     )
     results, interrupted = _simulate(runs, options.topology, talk, bar)
     if results:
