@@ -28,6 +28,7 @@ from simulator.workload.fields import (
     fast_column,
     slow_column,
 )
+from simulator.workload.formats import KNOWN
 from simulator.workload.sources import LineBlock
 
 _ARROW_TYPES = {
@@ -160,7 +161,10 @@ def csv_header(block: LineBlock, source: str) -> tuple[list[str], str, LineBlock
     parts = block.data.split(b"\n", at + 1)
     header = parts[at].decode().strip("\r")
     delimiter = max(DELIMITERS, key=header.count)
-    names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
+    try:
+        names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter, strict=True))]
+    except (csv.Error, StopIteration):
+        raise TraceError(f"{source}:{lines[0]}: not a CSV header, and not JSON; known: {KNOWN}") from None
     return names, delimiter, LineBlock(int(lines[0]) + 1, parts[at + 1] if len(parts) > at + 1 else b"")
 
 

@@ -213,7 +213,7 @@ def _unbin(arrival_s: NDArray[np.float64], raw: bool, notes: list[str]) -> NDArr
     if width is None:
         return arrival_s
     share = len(arrival_s) / len(np.unique(arrival_s))
-    found = f"time stamps come in bins of {width:g} s ({share:.1f} requests each)"
+    found = f"time stamps come in bins of {width:.3g} s ({share:.1f} requests each)"
     if raw:
         notes.append(f"{found}, kept as they are")
         return arrival_s

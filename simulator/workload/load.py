@@ -39,7 +39,18 @@ def load_trace(
 
     Raises ``TraceError`` of one line naming file, line and field. What was done to the file is in ``Trace.notes``.
     """
-    window = Window(limit, start_s, duration_s, rate_scale)
+    try:
+        return _load(path, columns, Window(limit, start_s, duration_s, rate_scale), raw_arrivals, seed)
+    except TraceError as error:
+        line = "".join(c if c.isprintable() else "?" for c in str(error))  # names in a file may hold any character
+        if line != str(error):
+            raise TraceError(line) from None
+        raise
+
+
+def _load(
+    path: str | os.PathLike[str], columns: Mapping[str, str] | None, window: Window, raw_arrivals: bool, seed: int
+) -> Trace:
     file = find_trace(path)
     if servegen.is_servegen(file):
         if columns:

@@ -15,15 +15,17 @@ from simulator.workload.fields import TIME, fast_column, slow_column
 from simulator.workload.formats import Format, detect
 
 _BATCH_ROWS = 100_000
+#: What pyarrow raises on damaged files, names that are not UTF-8 among them.
+_BROKEN = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
 
 
 def parquet_batches(file: Path, columns: Mapping[str, str] | None) -> tuple[Format, Iterator[Batch]]:
     """The format of a Parquet file and its rows; places in errors are row numbers from 1."""
     try:
         opened = pa_parquet.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
+        schema = opened.schema_arrow
+    except _BROKEN as error:
         raise TraceError(f"{file}: not a readable Parquet file: {_one_line(error)}") from None
-    schema = opened.schema_arrow
     chosen = detect(schema.names, str(file), columns, "Parquet")
     arrival = chosen.names.get("arrival_s")
     if arrival is not None and pa.types.is_timestamp(schema.field(arrival).type):
@@ -38,6 +40,7 @@ def _batches(file: Path, opened: pa_parquet.ParquetFile, chosen: Format) -> Iter
     row = 1
     try:
         for part in opened.iter_batches(_BATCH_ROWS, columns=[r.source for r in rules]):
+            part.validate(full=True)  # text that is not UTF-8 shows here, not when a name is first used
             found = {}
             for rule in rules:
                 data = pa.chunked_array([part.column(rule.source)])
@@ -51,7 +54,7 @@ def _batches(file: Path, opened: pa_parquet.ParquetFile, chosen: Format) -> Iter
             if part.num_rows:
                 yield Batch(found, np.arange(row, row + part.num_rows, dtype=np.int64), extra)
             row += part.num_rows
-    except (pa.ArrowException, OSError, OverflowError) as error:
+    except _BROKEN as error:
         raise TraceError(f"{file}: damaged after row {row - 1:,}: {_one_line(error)}") from None
 
 

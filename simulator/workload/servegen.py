@@ -9,11 +9,10 @@ fill the window: the count is exact, where a renewal process started afresh ever
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -47,12 +46,12 @@ class _Client:
 def is_servegen(path: Path) -> bool:
     """A folder with ServeGen's files, or a tar archive (plain or gzip)."""
     if path.is_dir():
-        return any(_MEMBER.match(p.name) for p in path.rglob("chunk-*"))
+        return any(True for _ in _files(path))
     head = first_bytes(path, 512)
     if head.startswith(GZIP_MAGIC):
         try:
             return tarfile.is_tarfile(path)
-        except (OSError, EOFError, ValueError):
+        except (OSError, EOFError, ValueError, zlib.error):
             return False
     return head[_TAR_MAGIC_AT : _TAR_MAGIC_AT + 5] == b"ustar"
 
@@ -153,25 +152,32 @@ def _clients(path: Path) -> tuple[list[_Client], list[_Client]]:
     return [c for c in clients if c.lengths], [c for c in clients if not c.lengths]
 
 
-def _members(path: Path) -> Iterator[tuple[str, int, str, bytes]]:
-    if path.is_dir():
-        for file in sorted(path.rglob("chunk-*")):
+def _files(folder: Path) -> Iterator[tuple[Path, re.Match[str]]]:
+    """ServeGen's files in a folder, at most two levels down as in its repository (language/m-small)."""
+    for depth in ("", "*/", "*/*/"):
+        for file in sorted(folder.glob(depth + "chunk-*")):
             match = _MEMBER.match(file.name)
             if match and file.is_file():
-                yield file.name, int(match[1]), match[2], file.read_bytes()
+                yield file, match
+
+
+def _members(path: Path) -> Iterator[tuple[str, int, str, bytes]]:
+    if path.is_dir():
+        for file, match in _files(path):
+            yield str(file.relative_to(path)), int(match[1]), match[2], file.read_bytes()
         return
     packed, total = path.stat().st_size, 0
     try:
         with tarfile.open(path) as archive:
             for member in archive:
-                match = _MEMBER.match(member.name)
+                found = _MEMBER.match(member.name)
                 total += member.size
                 if total > min(MAX_UNPACKED_BYTES, MAX_RATIO * max(packed, 1 << 20)):
                     raise TraceError(f"{path}: unpacks to more than {MAX_RATIO} times its size; reading stopped")
-                content = archive.extractfile(member) if match and member.isfile() else None
-                if match and content is not None:
-                    yield member.name, int(match[1]), match[2], content.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+                content = archive.extractfile(member) if found and member.isfile() else None
+                if found and content is not None:
+                    yield member.name, int(found[1]), found[2], content.read()
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise TraceError(f"{path}: archive is cut or damaged: {error}") from None
 
 
@@ -181,7 +187,8 @@ def _read_windows(data: bytes, place: str) -> list[tuple[float, float, float, st
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         raise TraceError(f"{place}: is not UTF-8 text") from None
-    for line, row in enumerate(csv.reader(io.StringIO(text)), start=1):
+    for line, written in enumerate(text.splitlines(), start=1):
+        row = written.split(",")
         try:
             start, rate, cv = (float(v) for v in row[:3])
             family = row[3]
