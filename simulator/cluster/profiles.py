@@ -72,7 +72,7 @@ def load_profile(name: str, place: str = "engine") -> EngineProfile:
     family = str(values.get("family"))
     if family not in FAMILIES:
         raise TopologyError(unknown(str(path), "engine family", family, FAMILIES))
-    transfer = _mapping(values, "kv_transfer", path)
+    transfer = _transfer(values, path)
     return EngineProfile(
         name=str(values.get("name", name)),
         policy=str(values.get("policy", family)),
@@ -114,6 +114,18 @@ def _mapping(values: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise TopologyError(f"{path}: {key}: a mapping is needed, found {found!r}")
     return found
+
+
+def _transfer(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The profile's ``kv_transfer``: its mode, and times that replace the link profile's, with their source."""
+    transfer = _mapping(values, "kv_transfer", path)
+    allowed = ("mode", "setup_s", "per_descriptor_s", "source")
+    for key in transfer:
+        if key not in allowed:
+            raise TopologyError(unknown(f"{path}: kv_transfer", "key", key, allowed))
+    if any(key.endswith("_s") for key in transfer) and "source" not in transfer:
+        raise TopologyError(f"{path}: kv_transfer: key 'source' is missing; say where its times come from")
+    return transfer
 
 
 def _gpu_settings(entry: Mapping[str, Any], path: Path) -> GpuSettings:
