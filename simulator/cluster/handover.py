@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from simulator.cluster.plan import KvTransferPlan
 from simulator.cluster.processes import Agenda, Transfers, Worker
+from simulator.engine.state import INSTANT_S
 
 Floats = NDArray[np.float64]
 
@@ -76,5 +77,8 @@ class Pull:
         if waiting:
             following = waiting.popleft()
             self._start(dst, *following, end)
+        if end - self.columns.read_start_s[row] < INSTANT_S:
+            # begun and over within an instant's planning: what the prefill engine plans in it does not know of it yet
+            self.workers[src].catch_up(end + 2 * INSTANT_S)
         self.workers[src].transfer_ended(int(self.columns.prefill_slot[row]), end)
         self.workers[dst].transfer_ended(slot, end)

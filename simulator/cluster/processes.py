@@ -75,11 +75,15 @@ class Worker(Sleeper):
     """One engine with a clock. ``hear`` is called with (this worker, news) as soon as they are known."""
 
     def __init__(
-        self, clock: Clock, index: int, engine: Engine, prefill_tokens_per_s: float, hear: Callable[[Worker, News], None]
+        self,
+        clock: Clock,
+        index: int,
+        engine: Engine,
+        prefill_tokens_per_s: float,
+        hear: Callable[[Worker, News], None],
     ) -> None:
         self.index = index
         self.engine = engine
-        self.now_s = 0.0
         self._hear = hear
         self._prefill_tokens_per_s = prefill_tokens_per_s
         super().__init__(clock)
@@ -97,8 +101,7 @@ class Worker(Sleeper):
 
     def catch_up(self, now: float) -> None:
         """Bring the engine to ``now`` and pass its news on."""
-        self.now_s = max(self.now_s, now)
-        news = self.engine.advance(self.now_s)
+        news = self.engine.advance(now)
         if news is not None:
             self._hear(self, news)
 

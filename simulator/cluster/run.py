@@ -31,6 +31,7 @@ class RunOptions:
     logging: bool = False
     macro: bool = True
     one_output_content: bool = False  # all outputs are the same tokens, as in the exact scheduler cases
+    tell_finished: bool = False  # engines tell of every finished request, though nobody waits for it
     progress: Callable[[float], None] | None = None
 
 
@@ -51,7 +52,7 @@ class Cluster:
         self.arrival_s = np.array(trace.arrival_s)
         self._clients = arrivals.clients if arrivals.kind == "closed" else None
         self._follows = _followers(trace)
-        chained = self._clients is not None or bool(self._follows)
+        chained = options.tell_finished or self._clients is not None or bool(self._follows)
         content = content_columns(trace, options.one_output_content)
         self.workers = [self._worker(w, content, chained) for w in plan.workers]
         self.entry = self._pool("prefill", "colocated", "mixed")

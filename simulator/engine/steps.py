@@ -73,8 +73,11 @@ def transfer_ended(e, s, now):  # type: ignore[no-untyped-def]
 def schedule(e, now):  # type: ignore[no-untyped-def]
     """Plan until the engine has as many batches in flight as it may, or nothing is left to plan."""
     while e.planned - e.completed < e.depth:
+        preempted = e.preempted
         if plan_and_launch(e, now):
             continue
+        if e.planned == e.completed and e.preempted > preempted:
+            continue  # all that ran was preempted: an idle engine plans again at once
         if e.planned > e.completed or e.reports_count == 0:
             break
         for i in range(e.reports_count):
