@@ -108,6 +108,8 @@ def take_blocks(e, s, tokens):  # type: ignore[no-untyped-def]
     missing = wanted - e.held_blocks[s]
     if missing <= 0:
         return
+    if e.pledge[s] > 0:
+        e.promised -= missing
     if e.caching:
         while wanted > e.block_table.shape[1]:
             e.block_table, e.block_keys = wider(e.block_table), wider(e.block_keys)
@@ -133,7 +135,10 @@ def register_blocks(e, s, tokens):  # type: ignore[no-untyped-def]
 
 @compiled
 def free_blocks(e, s):  # type: ignore[no-untyped-def]
-    """Give all blocks of the slot back."""
+    """Give all blocks of the slot back, and what was promised to it."""
+    if e.pledge[s] > 0:
+        e.promised -= e.pledge[s] - e.held_blocks[s]
+        e.pledge[s] = 0
     if e.caching:
         if e.table[s] >= 0:
             give_back(e.pool, e.block_table[e.table[s]], e.held_blocks[s])

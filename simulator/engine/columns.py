@@ -35,6 +35,8 @@ NUMBERS: dict[str, str] = {
     "waiting_count": "waiting requests",
     "holding_count": "requests that hold blocks while their KV is read",
     "pending_prompt_tokens": "prompt tokens submitted and not yet computed",
+    "promised": "blocks promised to running requests beyond those they hold",
+    "unsent_count": "requests whose first token is made but not yet sent",
     "heap_count": "entries of the heap of last batches",
     "reports_count": "ended transfers not yet reported to the scheduler",
     "news_count": "news not yet taken",
@@ -76,6 +78,7 @@ SLOT_INTS: dict[str, str] = {
     "hit": "tokens found in the prefix cache at first admission, -1 before",
     "times_preempted": "preemptions",
     "bucket_next": "next slot with the same block phase",
+    "pledge": "blocks promised to it in all, those it holds included; 0: none promised",
     "remote": "1: its KV is to be read from elsewhere; 2: the read has been reported; 0: neither",
 }
 
@@ -118,6 +121,9 @@ ARRAYS: dict[str, str] = {
     "news_slot": "slot",
     "news_value": "READ: blocks to be read",
     "news_s": "moment",
+    "unsent": "slots whose first token is made but not yet sent",
+    "stream_phase": "decoding requests by the batch, modulo the streaming interval, after which tokens are sent",
+    "stream_end_s": "ring: ends of as many batches as the streaming interval",
     "gap_counts": "histogram of token gaps",
     "sample_s": "time series: moment",
     "sample_running": "time series: running requests",
@@ -130,6 +136,6 @@ ARRAYS: dict[str, str] = {
     "log_tokens": "entry: new tokens; -1: preempted when it was planned",
 }
 
-RECORDS: dict[str, str] = {"cost": "StepCost", "pool": "BlockPool", "content": "Content", "desk": "Desk"}
+RECORDS: dict[str, str] = {"rules": "Rules", "cost": "StepCost", "pool": "BlockPool", "content": "Content", "desk": "Desk"}
 
 COLUMNS: tuple[str, ...] = (*SETTINGS, *NUMBERS, *SLOT_INTS, *SLOT_FLOATS, *ARRAYS, *RECORDS)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from simulator.cost.table import StepCostTable, step_cost_record
 from simulator.engine import steps
+from simulator.engine.rules import RuleSet, rules_record
 from simulator.engine.state import COLOCATED, DECODE, PREFILL, make_engine
 from simulator.errors import InputError, unknown
 
@@ -106,6 +107,7 @@ def make_vllm(spec: EngineSpec, content: Any, desk: Any) -> Any:
         spec.logging,
         spec.macro and not spec.logging,
         spec.kv_blocks,
+        rules_record(RuleSet(stream_interval=int(s.get("stream_interval", 1)))),
         step_cost_record(spec.cost),
         content,
         desk,

@@ -72,6 +72,7 @@ def make_engine(  # type: ignore[no-untyped-def]
     logging,
     macro,
     blocks,
+    rules,
     cost,
     content,
     desk,
@@ -124,6 +125,8 @@ def make_engine(  # type: ignore[no-untyped-def]
         0,
         0,
         0,
+        0,
+        0,
         slots,
         0.0,
         0.0,
@@ -142,6 +145,7 @@ def make_engine(  # type: ignore[no-untyped-def]
         0,
         0,
         # slots: integers
+        zeros.copy(),
         zeros.copy(),
         zeros.copy(),
         zeros.copy(),
@@ -198,6 +202,9 @@ def make_engine(  # type: ignore[no-untyped-def]
         zeros.copy(),
         zeros.copy(),
         reals.copy(),
+        zeros.copy(),
+        np.zeros(rules.stream_interval, np.int64),
+        np.zeros(rules.stream_interval),
         np.zeros(GAP_BINS, np.int64),
         np.zeros(MAX_SAMPLES),
         np.zeros(MAX_SAMPLES, np.int64),
@@ -209,6 +216,7 @@ def make_engine(  # type: ignore[no-untyped-def]
         np.zeros(log, np.int64),
         np.zeros(log, np.int64),
         # records
+        rules,
         cost,
         make_pool(blocks, caching),
         content,
@@ -243,10 +251,11 @@ def grow_slots(e):  # type: ignore[no-untyped-def]
     e.absent_batch, e.stale_batch, e.order = longer(e.absent_batch), longer(e.stale_batch), longer(e.order)
     e.held_blocks, e.registered, e.table = longer(e.held_blocks), longer(e.registered), longer(e.table)
     e.hit, e.times_preempted = longer(e.hit), longer(e.times_preempted)
-    e.bucket_next, e.remote = longer(e.bucket_next), longer(e.remote)
+    e.bucket_next, e.pledge, e.remote = longer(e.bucket_next), longer(e.pledge), longer(e.remote)
     e.segment, e.segment_low = longer(e.segment), longer(e.segment_low)
     e.token_sum, e.last_token = longer(e.token_sum), longer(e.last_token)
     e.running, e.holding, e.reports = longer(e.running), longer(e.holding), longer(e.reports)
+    e.unsent = longer(e.unsent)
     e.firsts, e.leaving, e.stale = wider(e.firsts), wider(e.leaving), wider(e.stale)
     e.absent, e.batch_report = wider(e.absent), wider(e.batch_report)
     ring = np.zeros(old * 2, np.int64)
@@ -267,7 +276,7 @@ def new_slot(e, row, prompt, target):  # type: ignore[no-untyped-def]
     e.free_slots -= 1
     s = e.free_slot[e.free_slots]
     e.row[s], e.status[s], e.prompt[s], e.target[s] = row, WAITING, prompt, target
-    e.received[s], e.computed[s], e.remote[s] = 0, 0, 0
+    e.received[s], e.computed[s], e.remote[s], e.pledge[s] = 0, 0, 0, 0
     e.absent_batch[s], e.stale_batch[s] = -1, -1
     e.held_blocks[s], e.registered[s], e.table[s] = 0, 0, -1
     e.hit[s], e.times_preempted[s], e.token_sum[s] = -1, 0, 0.0
