@@ -16,7 +16,7 @@ PART_NAMES = {
     "prefill": "prefill",
     "kv_wait": "waiting for the KV transfer",
     "kv_transfer": "KV transfer",
-    "decode_admission": "admission at the decode worker",
+    "decode_admission": "admission and first step at the decode worker",
     "host": "host work",
 }
 
@@ -27,13 +27,13 @@ def verdict(entries: Sequence[Entry], slo: SLO, same: Same) -> str:
     """What the figures say, as a short paragraph."""
     if not entries:
         return "Nothing was run."
-    said = [_saturation(entries)]
     if len(entries) == 1:
-        said.insert(0, _alone(entries[0], slo))
-    elif slo:
-        said = [*_with_targets(entries, slo, same), *said]
+        said = [_alone(entries[0], slo)]
     else:
-        said = [_without_targets(entries, same), *said]
+        said = _with_targets(entries, slo, same) if slo else [_without_targets(entries, same)]
+    # the caveat comes first where it holds for every figure that follows
+    place = 0 if all(entry["saturated"] for entry in entries) else len(said)
+    said.insert(place, _saturation(entries))
     return " ".join(sentence for sentence in said if sentence)
 
 

@@ -163,7 +163,8 @@ def _time_axis(axis: Axes) -> None:
 
     low, high = axis.get_xlim()
     decades = np.log10(high / low)
-    axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0,) if decades > 3 else (1.0, 2.0, 5.0), numticks=30))
+    steps = (1.0,) if decades > 3 else (1.0, 2.0, 5.0) if decades > 1 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+    axis.xaxis.set_major_locator(LogLocator(base=10, subs=steps, numticks=30))
     axis.xaxis.set_major_formatter(lambda value, _: target(float(f"{value:.3g}")))
     axis.xaxis.set_minor_formatter(NullFormatter())
 
