@@ -39,7 +39,10 @@ def main() -> None:
     data = Path(os.environ["SIMULATOR_DATA"]) / "traces"
     figure, grid = plt.subplots(4, 3, figsize=(11, 11), sharey=True)
     for row, (name, (file, label)) in zip(grid, PAIRS.items(), strict=True):
-        both = ((load_trace(data / file), label, "tab:grey", "-"), (load_trace(name), f"{name} (shipped)", "tab:red", "--"))
+        both = (
+            (load_trace(data / file), label, "tab:grey", "-"),
+            (load_trace(name), f"{name} (shipped)", "tab:red", "--"),
+        )
         for trace, text, colour, style in both:
             draw(row[0], trace.input_tokens, text, colour, style)
             draw(row[1], trace.output_tokens, text, colour, style)
@@ -48,7 +51,9 @@ def main() -> None:
         row[0].set_ylabel("share of requests")
     for axes, title in zip(grid[0], ("input tokens", "output tokens", "seconds between arrivals"), strict=True):
         axes.set_title(title)
-    grid[2, 2].text(0.03, 0.7, "public stamps are rounded\nto 3 s; spread evenly", transform=grid[2, 2].transAxes, fontsize=8)
+    grid[2, 2].text(
+        0.03, 0.7, "public stamps are rounded\nto 3 s; spread evenly", transform=grid[2, 2].transAxes, fontsize=8
+    )
     figure.tight_layout()
     figure.savefig(Path(__file__).parent / "img" / "traces.png", dpi=80)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.errors import InputError, unknown
-from simulator.workload.distributions import gaps_gamma
+from simulator.workload.distributions import gaps_gamma, stream
 from simulator.workload.trace import Trace
 
 #: Parameters of each kind, in the order they are written after a colon.
@@ -88,7 +88,7 @@ def apply_arrivals(trace: Trace, arrivals: Arrivals, seed: int = 0) -> Trace:
     assert arrivals.rate_per_s is not None
     later = trace.follows_session()
     starts = np.flatnonzero(~later)
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0xA331])))
+    rng = stream(seed, 0xA331)
     rate = arrivals.rate_per_s * len(starts) / len(trace)
     drawn = np.cumsum(gaps_gamma(rng, len(starts), arrivals.cv or 1.0)) / rate
     note = f"arrivals drawn: {arrivals}, seed {seed}"

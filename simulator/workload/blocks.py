@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +29,7 @@ from simulator.workload.fields import (
     fast_column,
     slow_column,
 )
-from simulator.workload.formats import KNOWN
+from simulator.workload.formats import KNOWN, misspelt
 from simulator.workload.sources import LineBlock
 
 _ARROW_TYPES = {
@@ -40,6 +41,7 @@ _ARROW_TYPES = {
     HASHES: pa.list_(pa.int64()),
 }
 DELIMITERS = (",", "\t", ";")
+_JSON_KEY = re.compile(rb'"([^"\\]+)"\s*:')
 _BLANK_STARTS = (b"\n\n", b"\n\r", b"\n ", b"\n\t")
 
 
@@ -60,21 +62,33 @@ def json_batch(block: LineBlock, rules: list[Rule], source: str) -> Batch | None
     lines = _line_numbers(block)
     if len(lines) == 0:
         return None
-    table = _parse_json(block, rules)
-    if table is not None and table.num_rows == len(lines):
-        batch = _from_table(table, rules, lines)
-        if batch is not None:
-            return batch
+    for unread in ("infer", "ignore"):
+        table = _parse_json(block, rules, unread)
+        if table is not None and table.num_rows == len(lines):
+            batch = _from_table(table, rules, lines)
+            if batch is not None and (unread == "infer" or _note_unread(block, rules, batch)):
+                return batch
     return _slow_batch(list(_json_rows(block, source)), rules, source)
 
 
-def _parse_json(block: LineBlock, rules: list[Rule]) -> pa.Table | None:
-    schema = pa.schema([(r.source, _ARROW_TYPES[r.kind]) for r in rules if r.kind in _ARROW_TYPES])
+def _note_unread(block: LineBlock, rules: list[Rule], batch: Batch) -> bool:
+    """Name the fields a parse skipped, those of nested objects too; False if one looks like a misspelt native field."""
+    known = {r.source for r in rules}
+    strange = {key.decode() for key in set(_JSON_KEY.findall(block.data))} - known
+    batch.extra.update(dict.fromkeys(strange, block.first_line))
+    return not any(misspelt(name) for name in strange)
+
+
+def _parse_json(block: LineBlock, rules: list[Rule], unread: str) -> pa.Table | None:
+    """Columns by a compiled parser. ``unread`` fields are parsed too (infer), or skipped (ignore) where their values
+    are of several types, which a column cannot hold; names are then taken for text."""
+    types = [(r.source, _ARROW_TYPES.get(r.kind, pa.string())) for r in rules]
+    schema = pa.schema([t for t, r in zip(types, rules, strict=True) if r.kind != TEXT or unread == "ignore"])
     try:
         return pa_json.read_json(
             pa.BufferReader(block.data),
             read_options=pa_json.ReadOptions(use_threads=False, block_size=len(block.data) + 1),
-            parse_options=pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="infer"),
+            parse_options=pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior=unread),
         )
     except pa.ArrowException:
         return None

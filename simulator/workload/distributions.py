@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from simulator.errors import InputError
+
 FloatArray = NDArray[np.float64]
 
 #: Gaps of zero stand here in log space.
@@ -98,6 +100,13 @@ def _check_quantiles(quantiles: dict[float, float]) -> None:
     values = [quantiles[p] for p in chances]
     if values[0] < 0 or any(b < a for a, b in pairwise(values)):
         raise ValueError("quantiles must not fall, and must not be negative")
+
+
+def stream(seed: int, *purpose: int) -> np.random.Generator:
+    """Random numbers of one purpose: the same seed and purpose give the same numbers, other purposes others."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed: {seed!r}; allowed: whole numbers from 0")
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *purpose])))
 
 
 def normal_cdf(x: FloatArray) -> FloatArray:

@@ -157,7 +157,12 @@ def check_extra(extra: Mapping[str, int], chosen: Format, source: str) -> set[st
     unread = {name for name in extra if name not in chosen.ignored and name not in chosen.names.values()}
     if chosen.label == "native":
         for name in sorted(unread):
-            like = difflib.get_close_matches(name.lower(), FIELDS, n=1, cutoff=_MISSPELT)
-            if like:
-                raise TraceError(f"{source}:{extra[name]}: unknown field '{name}' (did you mean '{like[0]}'?)")
+            if like := misspelt(name):
+                raise TraceError(f"{source}:{extra[name]}: unknown field '{name}' (did you mean '{like}'?)")
     return unread
+
+
+def misspelt(name: str) -> str | None:
+    """The native field a name was probably meant to be."""
+    like = difflib.get_close_matches(name.lower(), FIELDS, n=1, cutoff=_MISSPELT)
+    return like[0] if like else None

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.errors import TraceError
-from simulator.workload.distributions import gaps_gamma, linked_uniforms
+from simulator.workload.distributions import gaps_gamma, linked_uniforms, stream
 from simulator.workload.spec import ArrivalSpec, Diurnal, PrefixSpec, SessionSpec, TraceSpec, read_spec
 from simulator.workload.trace import Trace, dense_codes
 
@@ -83,7 +83,7 @@ def generate_trace(
 
 def _rng(spec: TraceSpec, purpose: int) -> np.random.Generator:
     """One stream of numbers a purpose, so that a change of one statistic leaves the others' draws as they were."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([spec.seed, 0x6E4, purpose])))
+    return stream(spec.seed, 0x6E4, purpose)
 
 
 def _times(spec: ArrivalSpec, rng: np.random.Generator, count: int, scale: float, from_s: float) -> FloatArray:

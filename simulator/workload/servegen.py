@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from simulator.errors import TraceError
 from simulator.workload.checks import MAX_REQUESTS, MAX_TOKENS
-from simulator.workload.distributions import gaps_gamma, gaps_weibull
+from simulator.workload.distributions import gaps_gamma, gaps_weibull, stream
 from simulator.workload.sources import GZIP_MAGIC, MAX_RATIO, MAX_UNPACKED_BYTES, display_name, first_bytes
 from simulator.workload.trace import Trace, encode_names
 from simulator.workload.window import Window
@@ -116,7 +116,7 @@ def _overlaps(client: _Client, window: Window) -> Iterator[tuple[float, float, f
 
 
 def _requests(client: _Client, window: Window, seed: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0x5E6E, client.number])))
+    rng = stream(seed, 0x5E6E, client.number)
     arrivals, inputs, outputs = [np.empty(0)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     begin_of_lengths = np.array(sorted(client.lengths))
     for begin, length, rate, cv, family in _overlaps(client, window):

@@ -84,6 +84,12 @@ def test_same_seed_same_arrivals() -> None:
     assert one.notes == ("arrivals drawn: poisson:2, seed 1",)
 
 
+@pytest.mark.parametrize("seed", [-1, 1.5, True, "1"])
+def test_seeds_are_whole_numbers(seed: object) -> None:
+    with pytest.raises(InputError, match="seed: "):
+        apply_arrivals(plain(5), parse_arrivals("poisson:2"), seed=seed)  # type: ignore[arg-type]
+
+
 def test_lengths_stay() -> None:
     drawn = apply_arrivals(plain(50), parse_arrivals("poisson:2"), seed=1)
     np.testing.assert_array_equal(drawn.input_tokens, plain(50).input_tokens)

@@ -110,10 +110,19 @@ def test_slow_and_fast_parsers_agree(tmp_path: Path) -> None:
         {"arrival_s": i / 8, "input_tokens": i + 1, "output_tokens": 2, "session_id": f"s{i % 7}"} for i in range(500)
     ]
     fast = read(tmp_path, lines(rows))
-    # One value of another type in a field that is not read sends the whole block to the careful parser.
-    slow = read(tmp_path, lines([{**r, "extra": "x" if i else 1} for i, r in enumerate(rows)]))
-    assert same_requests(fast, slow)
-    assert slow.notes == ("fields not read: extra",)
+    # A field of several types is skipped; a name that is a number sends the block to the careful parser.
+    skipped = read(tmp_path, lines([{**r, "extra": "x" if i else {"inner": 1}} for i, r in enumerate(rows)]))
+    assert same_requests(fast, skipped)
+    assert skipped.notes == ("fields not read: extra, inner",)
+    slow = read(tmp_path, lines([{**r, "tenant": "7" if i else 7} for i, r in enumerate(rows)]))
+    assert same_requests(fast, slow.with_(tenant=None, tenant_names=None))
+    assert slow.tenant_names == ("7",)
+
+
+def test_misspelt_fields_are_found_beside_fields_of_several_types(tmp_path: Path) -> None:
+    row = {"arrival_s": 0, "input_tokens": 1, "output_tokens": 1}
+    with pytest.raises(TraceError, match=r":3: unknown field 'priorty' \(did you mean 'priority'"):
+        read(tmp_path, lines([{**row, "x": 1}, {**row, "x": "y"}, {**row, "priorty": 3}]))
 
 
 def test_dates_as_names_stay_as_written(tmp_path: Path) -> None:
