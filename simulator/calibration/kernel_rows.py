@@ -38,6 +38,9 @@ FORMATS = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": 
 ROUTING = {"balanced": "balanced", "power_law_1.2": "skewed"}
 #: GEMM rows measured without CUDA graphs on Hopper: a floor of 59 us of host time hides the kernel (README).
 HOST_BOUND = (("vllm", "fp8_block"),)
+#: GEMM rows in which some take a launch of the quantisation kernel more than larger ones do, at random (README).
+JUMPS = (("vllm", "fp8"),)
+JUMP = 1.25
 #: A collective this many times slower than both neighbouring sizes is a disturbed measurement.
 SPIKE = 1.5
 
@@ -110,6 +113,15 @@ def source_of(table: str, sources: object) -> str:
     return f"fitted on aiconfigurator 0.12.0 {table} ({kernels})"
 
 
+def _without_jumps(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows that take much longer than more rows of the same weights do, brought down to those."""
+    wide = rows.pivot_table(index=["n", "k"], columns="m", values="latency_us").sort_index(axis=1, ascending=False)
+    least = wide.cummin(axis=1).shift(1, axis=1).stack().rename("least").reset_index()
+    both = rows.merge(least, on=["n", "k", "m"], how="left")
+    jump = both["latency_us"] > JUMP * both["least"]
+    return both.assign(latency_us=both["latency_us"].mask(jump, both["least"])).drop(columns="least")
+
+
 def gemm_rows(folder: Path, gpu: Gpu) -> Iterator[Rows]:
     """GEMMs of each backend and format."""
     frame = read_table(folder, gpu.name, "gemm")
@@ -117,6 +129,8 @@ def gemm_rows(folder: Path, gpu: Gpu) -> Iterator[Rows]:
         if (backend, kind) in HOST_BOUND:
             continue
         rows = group.groupby(["m", "n", "k"], as_index=False).agg(latency_us=("latency_us", "min"))
+        if (backend, kind) in JUMPS:
+            rows = _without_jumps(rows)
         stored = FORMATS[str(kind)]
         arithmetic = {"bf16": "bf16", "nvfp4": "nvfp4"}.get(stored, "fp8")
         _, form = gemm_format(gpu, stored, arithmetic)

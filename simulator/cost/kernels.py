@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from simulator.cost.residual import ResidualTable, load_table
-from simulator.cost.roofline import GemmFormat, Time
+from simulator.cost.roofline import Floats, GemmFormat, Time
 from simulator.errors import TopologyError
 from simulator.hardware.gpu import Gpu
 from simulator.hardware.profiles import KERNELS_SUFFIX, load_gpu, read_kernels
@@ -49,6 +49,10 @@ class Kernel:
     def apply(self, time: Time, shape: tuple[float, ...], x: ArrayLike, y: ArrayLike | None = None) -> Time:
         """``time`` with the measured residual of ``shape`` at counts ``x`` (and ``y``)."""
         return time if self.table is None else time.scaled(self.table.ratio(shape, x, y))
+
+    def counts(self) -> Floats:
+        """Measured counts of the second axis (context, prompt length); empty without a table."""
+        return np.zeros(0) if self.table is None or self.table.y is None else np.exp(self.table.y)
 
     def origin(self, shape: tuple[float, ...] | None = None) -> str:
         """Short words on how far the figure is from a measurement."""

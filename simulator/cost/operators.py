@@ -74,6 +74,8 @@ class Step:
         stored, arithmetic = formats
         kind, form = gemm_format(self.gpu, stored, arithmetic)
         kernel = self.kernels.find("gemm", self.costs.kernels, *nearest_formats(kind))
+        # scales of a whole tensor or of 16 numbers can be had on the way; those of 128 need a pass of their own
+        fused = form.quantised and self.costs.fused_quantisation and kind != "fp8_block"
         # quantisation fused into the kernel before leaves the launch of a GEMM that needs none
         plain = self.kernels.find("gemm", self.costs.kernels, "bf16").parameters["t0_s"]
 
@@ -81,7 +83,7 @@ class Step:
             m = self.local(tokens)
             found = gemm_time(self.gpu, kernel.parameters, form, m, (n, k))
             whole = kernel.apply(found, (float(n), float(k)), m)
-            if form.quantised and self.costs.fused_quantisation:
+            if fused:
                 whole = whole.scaled(1.0 - (found.fixed_s - plain) / found.seconds)
             return whole
 

@@ -78,6 +78,14 @@ def wave_padding(tiles: ArrayLike, sms: int, smooth: float) -> Floats:
     return result
 
 
+def smooth_padding(tiles: ArrayLike, sms: int, smooth: float) -> Floats:
+    """``wave_padding`` without its steps, for tiles of unequal work: half a wave is lost on average, and all but one
+    tile a processor when there are fewer."""
+    waves = np.maximum(np.asarray(tiles, dtype=np.float64), 1e-9) / sms
+    result: Floats = 1.0 + smooth * (np.maximum(0.5 / waves, 1.0 / waves - 1.0))
+    return result
+
+
 @dataclass(frozen=True)
 class GemmFormat:
     """Bytes a number of weights and activations in memory, and the arithmetic they are multiplied in."""
@@ -167,7 +175,7 @@ def prefill_attention_time(gpu: Gpu, kernel: Mapping[str, float], shape: Attenti
     per_pair = 2.0 * shape.heads * (shape.qk_dim + shape.v_dim)
     flops = per_pair * pairs
     moved = q * shape.heads * (shape.qk_dim + shape.v_dim) * 2.0 + (kv + q) * shape.kv_bytes
-    padding = wave_padding(q / QUERY_TILE * shape.heads, gpu.sms, kernel["wave"])
+    padding = smooth_padding(q / QUERY_TILE * shape.heads, gpu.sms, kernel["wave"])
     width = np.minimum(np.asarray(shape.v_dim) / HEAD_DIM, 1.0) ** kernel["dim"]
     paged = pairs + past * (1.0 / kernel["past"] - 1.0)
     compute = per_pair * paged * padding / (kernel["compute"] * width * gpu.peak_flops[shape.arithmetic])

@@ -19,7 +19,7 @@ from simulator.models.precision import Parallel, Precision
 
 #: Ratio of neighbouring knots. Prefill attention grows with the square of a chunk, and a straight line between knots a
 #: ratio r apart is (r - 1)^2 / (4 r) off at most: 0.3 % at 1.12.
-CHUNK_RATIO, CONTEXT_RATIO = 1.12, 1.2
+CHUNK_RATIO, PAST_RATIO, CONTEXT_RATIO = 1.12, 1.12, 1.2
 #: Counts past this are read from every ``STRIDE``-th one and joined by straight lines.
 DENSE_COUNTS, STRIDE = 8192, 8
 
@@ -136,12 +136,14 @@ def _at_all_counts(evaluate: object, top: int) -> Floats:
 
 def _context_knots(step: Step, max_context: int) -> Floats:
     edges = [w - 1.0 for w, _ in step.attention.layers if w]
+    measured = step.attention.decode_kernel.counts() - 1.0
+    edges += measured[measured < max_context].tolist()
     return np.unique(np.r_[_spaced(32.0, max_context, CONTEXT_RATIO), edges, max_context])
 
 
 def _past_knots(step: Step, max_context: int) -> Floats:
     edges = [float(w) for w, _ in step.attention.layers if w]
-    return np.unique(np.r_[_spaced(64.0, max_context, CONTEXT_RATIO), edges])
+    return np.unique(np.r_[_spaced(64.0, max_context, PAST_RATIO), edges])
 
 
 def build_step_cost(
@@ -230,6 +232,18 @@ def _attention_lines(step: Step, chunks: Sequence[tuple[int, int]], seqs: int, c
     return lines
 
 
+def _launch_lines(step: Step, tokens: float, gpu_s: float) -> list[OperatorCost]:
+    """Fixed time of prefill attention, and what launching kernels one by one takes beyond the GPU's ``gpu_s``."""
+    fixed_s, layers = step.attention.chunk_launch_s(), step.model.layers
+    origin = step.attention.prefill_kernel.origin()
+    lines = [OperatorCost("prefill attention launches", layers, fixed_s, "latency", 0.0, 0.0, origin)]
+    wait_s = float(_eager_launch(step, np.array([tokens]))[0]) - gpu_s - fixed_s
+    if wait_s > 0:
+        place = f"engine profile {step.costs.name}"
+        lines.append(OperatorCost("launching kernel by kernel", layers, wait_s, "host", 0.0, 0.0, place))
+    return lines
+
+
 def _attention_line(name: str, layers: int, time: object, origin: str) -> OperatorCost:
     from simulator.cost.roofline import Time
 
@@ -265,9 +279,7 @@ def explain_step(
     lines += _attention_lines(step, prefill, seqs, context)
     head = [_line(op, float(count[0])) for op in step.sequence_operators]
     if mixed:
-        launch_s = step.attention.chunk_launch_s()
-        origin = step.attention.prefill_kernel.origin()
-        lines.append(OperatorCost("prefill attention launches", model.layers, launch_s, "latency", 0.0, 0.0, origin))
+        lines += _launch_lines(step, tokens, sum(line.seconds for line in lines[: len(operators)]))
     gpu_s = sum(line.seconds for line in (lines if mixed else lines + head))
     host = _hosts(step, count, mixed=mixed)
     waits = [("waiting for the host", max(float(host.floor_s[0]) - gpu_s, 0.0)), ("gap", float(host.add_s[0]))]

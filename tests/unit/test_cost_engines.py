@@ -1,0 +1,47 @@
+"""Engine cost profiles: all shipped ones are complete and sourced, and mistakes are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from simulator.cost.engine_costs import CostsFile, engine_costs, list_engines, load_engine_costs
+from simulator.errors import TopologyError
+from simulator.resources import shipped
+from simulator.schema import read_yaml
+
+
+@pytest.mark.parametrize("name", list_engines())
+def test_shipped_engines_load_and_every_number_has_a_source(name: str) -> None:
+    costs = load_engine_costs(name)
+    assert costs.kernels in ("vllm", "sglang", "trtllm")
+    own = read_yaml(shipped("hardware_profiles") / "engines" / f"{name}.yaml").get("costs", {})
+    missing = set(own) - {"sources"} - set(own.get("sources", {}))
+    assert not missing
+    assert all(len(text) > 12 for text in own.get("sources", {}).values())
+
+
+def test_a_profile_inherits_what_it_does_not_say() -> None:
+    base, older = load_engine_costs("vllm-0.25"), load_engine_costs("vllm-0.12")
+    assert base.overlap and not older.overlap
+    assert older.decode_graph_sizes == base.decode_graph_sizes
+    assert load_engine_costs("vllm").host_step_s == base.host_step_s
+
+
+def test_unknown_names_and_keys_are_refused_with_the_nearest_one(tmp_path: Path) -> None:
+    with pytest.raises(TopologyError, match=r"unknown engine 'vlm' \(did you mean 'vllm'\?\)"):
+        load_engine_costs("vlm")
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\n")
+    with pytest.raises(TopologyError, match="key 'costs' is missing"):
+        load_engine_costs(path)
+    path.write_text("extends: mine\n")
+    with pytest.raises(TopologyError, match="extends itself"):
+        load_engine_costs(path)
+    good = dict(read_yaml(shipped("hardware_profiles") / "engines" / "vllm-0.25.yaml")["costs"])
+    with pytest.raises(TopologyError, match="host_step"):
+        engine_costs("x", {**good, "host_step": 1.0}, "x.yaml: costs")
+    with pytest.raises(TopologyError, match="unknown key 'frontend'"):
+        engine_costs("x", {**good, "sources": {"frontend": "?"}}, "x.yaml: costs")
+    assert set(good) <= set(CostsFile.model_fields)

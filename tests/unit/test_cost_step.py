@@ -1,0 +1,176 @@
+"""Steps: the table of counts against direct evaluation, the explained lines against their sum, and known limits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from simulator.cost import table as compiled
+from simulator.cost.engine_costs import load_engine_costs
+from simulator.cost.operators import Step
+from simulator.cost.step import (
+    build_step_cost,
+    decode_step_seconds,
+    explain_step,
+    mixed_step_seconds,
+    padded_batch,
+)
+from simulator.hardware.profiles import list_gpus, load_gpu
+from simulator.models.catalogue import load_model
+from simulator.models.precision import Parallel, Precision
+
+CASES = [
+    ("llama-3.1-8b", "h100_sxm", Precision(), Parallel(), "vllm-0.25"),
+    ("llama-3.1-70b", "h200_sxm", Precision("fp8", kv_cache="fp8"), Parallel(tp=4), "tensorrt-llm"),
+    ("qwen3-30b-a3b", "h200_sxm", Precision(), Parallel(), "sglang"),
+    ("deepseek-v3", "b200_sxm", Precision("nvfp4", kv_cache="fp8"), Parallel(tp=1, dp=8, ep=8), "vllm-0.12"),
+    ("gpt-oss-120b", "h100_sxm", Precision("mxfp4"), Parallel(tp=2), "vllm-0.25"),
+    ("llama-3.1-70b", "a100_80gb_sxm", Precision("int4"), Parallel(tp=2, pp=2), "vllm-0.25"),
+    ("deepseek-v3", "gb200", Precision("fp8_block"), Parallel(tp=16, ep=16), "tensorrt-llm"),
+]
+SIZES = {"max_tokens": 8192, "max_seqs": 256, "max_context": 65536}
+
+
+def step_of(case: tuple[str, str, Precision, Parallel, str]) -> Step:
+    model, gpu, precision, parallel, engine = case
+    return Step(load_model(model), load_gpu(gpu), precision, parallel, load_engine_costs(engine))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def test_the_table_agrees_with_direct_evaluation_at_random_shapes(
+    case: tuple[str, str, Precision, Parallel, str],
+) -> None:
+    step = step_of(case)
+    cost = compiled.step_cost_record(
+        build_step_cost(step.model, step.gpu, step.precision, step.parallel, step.costs, **SIZES)
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        seqs = int(rng.integers(1, 257))
+        context = int(seqs * np.exp(rng.uniform(np.log(4), np.log(60000))))
+        direct = decode_step_seconds(step, seqs, context)
+        assert compiled.decode_step_seconds(cost, seqs, context) == pytest.approx(direct, rel=0.005)
+        new, past = (int(np.exp(rng.uniform(np.log(low), np.log(high)))) for low, high in ((8, 7000), (1, 50000)))
+        attention = compiled.chunk_attention_seconds(cost, new, past)
+        decodes = int(rng.integers(0, 200))
+        got = compiled.mixed_step_seconds(cost, decodes, decodes * 900, 1, new, past, attention, 1)
+        want = mixed_step_seconds(step, [(new, past)], decodes, decodes * 900)
+        assert got == pytest.approx(want, rel=0.005)
+
+
+def test_equal_calls_share_one_table() -> None:
+    step = step_of(CASES[0])
+    args = (step.model, step.gpu, step.precision, step.parallel, step.costs)
+    assert build_step_cost(*args, **SIZES) is build_step_cost(*args, **SIZES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def test_explained_lines_add_up_to_the_step(case: tuple[str, str, Precision, Parallel, str]) -> None:
+    step = step_of(case)
+    args = (step.model, step.gpu, step.precision, step.parallel, step.costs)
+    decode = explain_step(*args, decode=(48, 48 * 1500))
+    assert sum(line.seconds for line in decode) == pytest.approx(decode_step_seconds(step, 48, 48 * 1500))
+    mixed = explain_step(*args, prefill=[(2048, 0), (512, 3000)], decode=(48, 48 * 1500))
+    direct = mixed_step_seconds(step, [(2048, 0), (512, 3000)], 48, 48 * 1500)
+    assert sum(line.seconds for line in mixed) == pytest.approx(direct)
+    assert all(line.source and line.bound_by in ("memory", "compute", "latency", "host") for line in decode + mixed)
+
+
+def test_launching_kernel_by_kernel_is_a_floor_under_large_steps_alone() -> None:
+    step = step_of(CASES[0])
+    slow = replace(step, costs=replace(step.costs, eager_layer_s=10e-3))
+    small, large = step.costs.mixed_graph_tokens, step.costs.mixed_graph_tokens + 1
+    assert mixed_step_seconds(slow, [(small, 0)]) == mixed_step_seconds(step, [(small, 0)])
+    assert mixed_step_seconds(slow, [(large, 0)]) > 32 * 10e-3
+    lines = explain_step(slow.model, slow.gpu, slow.precision, slow.parallel, slow.costs, prefill=[(large, 0)])
+    assert sum(line.seconds for line in lines) == pytest.approx(mixed_step_seconds(slow, [(large, 0)]))
+    assert any(line.operator == "launching kernel by kernel" for line in lines)
+
+
+def test_lone_decode_is_bound_by_reading_the_weights() -> None:
+    step = step_of(CASES[0])
+    weights = step.model.weight_bytes(step.precision, step.parallel) / step.gpu.memory_bandwidth_bytes_per_s
+    assert weights < decode_step_seconds(step, 1, 100) < 1.6 * weights
+
+
+def test_more_work_never_takes_less_time_but_for_measured_wiggles() -> None:
+    step = step_of(CASES[0])
+    times = [decode_step_seconds(step, n, n * 1000) for n in (1, 8, 64, 256)]
+    assert times == sorted(times)
+    chunks = [mixed_step_seconds(step, [(1024, past)]) for past in (0, 1000, 10000, 100000)]
+    assert chunks == sorted(chunks)
+
+
+def test_a_window_bounds_decode_attention() -> None:
+    attention = step_of(CASES[4]).attention
+    assert dict(attention.layers) == {0: 18, 128: 18}
+    at = [float(attention.decode(np.array([32.0]), c, 128).seconds[0]) for c in (127.0, 5000.0)]
+    assert at[0] == pytest.approx(at[1])
+
+
+def test_tensor_parallel_ranks_add_all_reduces_and_data_parallel_ones_an_exchange() -> None:
+    names = {op.name for op in step_of(CASES[1]).token_operators}
+    assert {"all-reduce after attention", "all-reduce after feed-forward"} <= names
+    assert "attention norm" not in names  # fused into the all-reduce before it
+    spread = {op.name for op in step_of(CASES[3]).token_operators}
+    assert {"all-gather to experts", "reduce-scatter from experts"} <= spread
+    assert "handover to the next stage" in {op.name for op in step_of(CASES[5]).token_operators}
+
+
+def test_attention_ranks_share_sequences_and_experts_see_all_tokens() -> None:
+    step = step_of(CASES[3])
+    one = replace(step, parallel=Parallel())
+    qkv = {op.name: op for op in step.token_operators}["q and kv compression"]
+    alone = {op.name: op for op in one.token_operators}["q and kv compression"]
+    assert qkv.time(np.array([64.0])).flops == pytest.approx(alone.time(np.array([8.0])).flops)
+    shape = step.moe_shape()
+    assert (shape.local_experts, shape.width) == (32, 2048)
+
+
+def test_identical_routing_reads_one_set_of_experts() -> None:
+    step = step_of(CASES[2])
+    same = replace(step, costs=replace(step.costs, decode_routing="identical"))
+    assert decode_step_seconds(same, 64, 64 * 500) < 0.6 * decode_step_seconds(step, 64, 64 * 500)
+    assert mixed_step_seconds(same, [(256, 0)]) == mixed_step_seconds(step, [(256, 0)])
+
+
+def test_fusing_quantisation_saves_time() -> None:
+    step = step_of(CASES[1])
+    apart = replace(step, costs=replace(step.costs, fused_quantisation=False))
+    assert decode_step_seconds(step, 8, 8000) < decode_step_seconds(apart, 8, 8000)
+
+
+def test_batches_run_at_the_next_captured_size() -> None:
+    assert padded_batch([1, 3, 9, 600], (1, 2, 4, 8, 16)).tolist() == [1, 4, 16, 600]
+    assert padded_batch([3], ()).tolist() == [3]
+
+
+def test_steps_without_asynchronous_scheduling_wait_for_the_host() -> None:
+    step = step_of(CASES[0])
+    waits = replace(step, costs=replace(step.costs, overlap=False))
+    extra = decode_step_seconds(waits, 32, 32000) - decode_step_seconds(step, 32, 32000)
+    assert extra == pytest.approx(step.costs.host_step_s + 32 * step.costs.host_seq_s)
+
+
+@pytest.mark.parametrize("gpu", list_gpus())
+def test_every_gpu_has_a_cost_and_says_when_it_is_derived(gpu: str) -> None:
+    lines = explain_step(
+        load_model("llama-3.1-8b"), load_gpu(gpu), Precision(), Parallel(), load_engine_costs("vllm"), decode=(8, 8000)
+    )
+    measured = gpu in ("h100_sxm", "h200_sxm", "b200_sxm")
+    gemm = next(line for line in lines if line.operator == "output projection")
+    assert gemm.source.startswith("measured" if measured else "derived")
+
+
+@pytest.mark.parametrize("weights", ["bf16", "fp8", "fp8_block", "nvfp4", "mxfp4", "int4", "int8"])
+@pytest.mark.parametrize("gpu", ["h100_sxm", "b200_sxm", "a100_80gb_sxm"])
+def test_every_weight_format_runs_and_fewer_bytes_decode_faster(weights: str, gpu: str) -> None:
+    step = Step(
+        load_model("llama-3.1-70b"), load_gpu(gpu), Precision(weights), Parallel(tp=4), load_engine_costs("vllm")
+    )
+    plain = replace(step, precision=Precision())
+    seconds = decode_step_seconds(step, 4, 4000)
+    assert seconds <= decode_step_seconds(plain, 4, 4000) * 1.001
+    assert mixed_step_seconds(step, [(1000, 0)]) > 0
