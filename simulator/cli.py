@@ -24,7 +24,12 @@ stdout is the result; progress, notes and warnings go to stderr.
 Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted."""
 
 app = App(
-    name="simulate", help=_HELP, help_format="plaintext", version=simulator.__version__, version_flags=["--version"]
+    name="simulate",
+    help=_HELP,
+    help_format="plaintext",
+    version=simulator.__version__,
+    version_flags=["--version"],
+    suppress_keyboard_interrupt=False,
 )
 _validate = App(name="validate", help="Compare the simulator with what real systems did.", help_format="plaintext")
 app.command(_validate)
@@ -217,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as problem:
         return _refuse(_unknown_command(words) or str(problem))
     except (RunInterruptedError, KeyboardInterrupt) as problem:
-        print(f"simulate: {problem or 'interrupted; nothing was finished'}", file=sys.stderr)
+        print(f"simulate: {str(problem) or 'interrupted; nothing was finished'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of stdout has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -136,6 +136,15 @@ def test_ctrl_c_before_anything_is_finished(inputs, capsys, monkeypatch):
     assert (code, out, err) == (130, "", "simulate: interrupted; nothing was finished\n")
 
 
+def test_ctrl_c_while_the_trace_is_read(inputs, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("simulator.commands.replay.load_trace", interrupted)
+    code, out, err = run(capsys, inputs[0], "--topology", inputs[1])
+    assert (code, out, err) == (130, "", "simulate: interrupted; nothing was finished\n")
+
+
 def test_a_bug_shows_its_traceback(inputs, capsys, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError
