@@ -116,7 +116,9 @@ def source_of(table: str, sources: object) -> str:
 def _without_jumps(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows that take much longer than more rows of the same weights do, brought down to those."""
     wide = rows.pivot_table(index=["n", "k"], columns="m", values="latency_us").sort_index(axis=1, ascending=False)
-    least = wide.cummin(axis=1).shift(1, axis=1).stack().rename("least").reset_index()
+    below = wide.cummin(axis=1).shift(1, axis=1)
+    least = below.reset_index().melt(id_vars=["n", "k"], var_name="m", value_name="least")
+    least["m"] = least["m"].astype(rows["m"].dtype)
     both = rows.merge(least, on=["n", "k", "m"], how="left")
     jump = both["latency_us"] > JUMP * both["least"]
     return both.assign(latency_us=both["latency_us"].mask(jump, both["least"])).drop(columns="least")
