@@ -59,9 +59,9 @@ class EngineCosts:
     from a token's step to the client.
     ``decode_graph_sizes``: batch sizes a pure decode step is padded to. ``fused_quantisation``: activations are
     quantised inside the kernel before, not by a pass of their own (but for fp8_block, which always has one).
-    ``fused_norm_all_reduce``: the norm after an all-reduce is part of it. ``all_reduce``: whose all-reduce it runs (rows
-    of the collective tables). ``expert_all_to_all``: all_gather, deepep. ``routing``: balanced or skewed (power law
-    1.2), rows of the expert tables. ``decode_routing``: identical where all decoding sequences choose the same
+    ``fused_norm_all_reduce``: the norm after an all-reduce is part of it. ``all_reduce``: whose all-reduce it runs
+    (rows of the collective tables). ``expert_all_to_all``: all_gather, deepep. ``routing``: balanced or skewed (power
+    law 1.2), rows of the expert tables. ``decode_routing``: identical where all decoding sequences choose the same
     experts, as they do when random weights make them repeat one token.
     """
 
