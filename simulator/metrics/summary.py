@@ -45,7 +45,9 @@ def summarise(run: RunResult, slo: SLO | None = None, warmup_s: float = 0.0) -> 
     if not values.counted.any():
         raise InputError(f"warmup: no request arrives after the first {warmup_s:g} s; use a shorter warm-up")
     saturated = is_saturated(run)
-    entry: Entry = {"name": run.topology.name, "gpus": run.topology.gpus, "model": run.topology.model}
+    topology = run.topology
+    entry: Entry = {"name": topology.name, "gpus": topology.gpus, "gpu_counts": dict(topology.gpu_counts)}
+    entry |= {"model": topology.model, "engine": topology.engine}
     for name, value in _figures(run, values, slo, values.counted).items():
         if name == "e2e_s":
             entry["itl_s"] = _itl(run, values)
