@@ -57,19 +57,22 @@ def collect(cluster: Cluster, seed: int, arrivals: str) -> RunResult:
 def _after_s(cluster: Cluster) -> Floats:
     """Host seconds between a token's step and the client, by request."""
     by_worker = np.array([worker.frontend_after_s for worker in cluster.plan.workers])
-    return np.where(cluster.decode_worker >= 0, by_worker[cluster.decode_worker], 0.0)
+    last = np.where(cluster.decode_worker >= 0, cluster.decode_worker, cluster.prefill_worker)
+    return np.where(last >= 0, by_worker[last], 0.0)
 
 
 def _record(cluster: Cluster) -> RunRecord:
     desk, over, trace = cluster.desk, cluster.handover, cluster.trace
     after = _after_s(cluster)
     first, last = desk.first_token_s + after, desk.last_token_s + after
-    moved = ~np.isnan(over.read_end_s)
+    # some engines send the first token before the KV moves
+    moved = ~np.isnan(over.read_end_s) & ~(desk.first_token_s <= desk.prefill_end_s)
     before = np.where(moved, cluster.entry_before_s + cluster.second_before_s, cluster.entry_before_s)
     queue = desk.prefill_start_s - cluster.arrival_s - cluster.entry_before_s
     prefill = desk.prefill_end_s - desk.prefill_start_s
     wait = np.where(moved, over.read_start_s - desk.prefill_end_s - cluster.second_before_s, 0.0)
     transfer = np.where(moved, over.read_end_s - over.read_start_s, 0.0)
+    before += np.where(moved, 0.0, desk.first_token_s - desk.prefill_end_s)  # gathered with the tokens after it
     admission = np.where(moved, desk.first_token_s - over.read_end_s, 0.0)
     missing = np.isnan(first)
     parts = [np.where(missing, np.nan, part) for part in (queue, prefill, wait, transfer, admission)]
@@ -129,9 +132,7 @@ def _pools(cluster: Cluster, duration_s: float) -> tuple[PoolStats, ...]:
                 workers=len(plans),
                 gpus=sum(worker.parallel.gpus for worker in plans),
                 utilisation=min(busy / duration_s, 1.0) if duration_s > 0 else 0.0,
-                kv_peak_fraction=max(
-                    t.peak_blocks / worker.kv_blocks for t, worker in zip(totals, plans, strict=True)
-                ),
+                kv_peak_fraction=max(t.peak_blocks / worker.kv_blocks for t, worker in zip(totals, plans, strict=True)),
                 preemptions=int(sum(t.preemptions for t in totals)),
                 kv_blocks=plans[0].kv_blocks,
                 block_tokens=plans[0].block_size,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulator.cluster.handover import HandoverColumns, Pull
 from simulator.cluster.plan import ClusterPlan, WorkerPlan
@@ -54,6 +55,7 @@ class Cluster:
         self._follows = _followers(trace)
         chained = options.tell_finished or self._clients is not None or bool(self._follows)
         content = content_columns(trace, options.one_output_content)
+        self.max_output_tokens = allowed_output(trace, plan.topology.max_output_tokens)
         self.workers = [self._worker(w, content, chained) for w in plan.workers]
         self.entry = self._pool("prefill", "colocated", "mixed")
         self.second = self._pool("decode")
@@ -106,9 +108,19 @@ class Cluster:
                 self._after(row, at + self.plan.workers[worker.index].frontend_after_s)
             elif kind == PREFILLED:
                 self.handover.prefill_slot[row] = slot
-                self._hand_over(row, at)
+                if self.trace.output_tokens[row] == 1 and worker.engine.passes_first_token:
+                    self._end_with_prompt(worker, row, slot, at)
+                else:
+                    self._hand_over(row, at)
             elif kind == READ and self.pull is not None:
                 self.pull.read(worker.index, row, slot, value, at)
+
+    def _end_with_prompt(self, worker: Worker, row: int, slot: int, now: float) -> None:
+        """The only token was made with the prompt: nothing is left for a decode engine."""
+        for column in (self.desk.first_token_s, self.desk.last_token_s, self.desk.token_sum_s):
+            column[row] = now
+        self.agenda.add(now, lambda at: worker.transfer_ended(slot, at))
+        self._after(row, now + self.plan.workers[worker.index].frontend_after_s)
 
     def _hand_over(self, row: int, now: float) -> None:
         before = self.second_before_s
@@ -163,6 +175,7 @@ class Cluster:
             tell_finished=chained,
             logging=self.options.logging,
             macro=self.options.macro,
+            extra={"max_output_tokens": self.max_output_tokens},
         )
         engine = Engine(spec, content, self.desk.record)
         return Worker(self.clock, plan.index, engine, prefill_rate(plan.step_cost, plan.max_step_tokens), self.hear)
@@ -201,6 +214,10 @@ class Cluster:
             room = max(p.kv_blocks * p.block_size for p in plans)
             self._reject(tokens - 1 > room, f"needs more KV cache than a {kind}worker has ({room:,} tokens)")
             limit = max(p.max_context for p in plans)
+            longest = workers[0].engine.longest_prompt  # type: ignore[attr-defined]
+            if longest is not None and plans[0].role != "decode":
+                which = trace.input_tokens > longest
+                self._reject(which, f"prompt longer than a {kind}worker's step, and not to be cut ({longest:,} tokens)")
             self._reject(tokens > limit, f"longer than the {kind}worker's context limit of {limit:,} tokens")
         if np.all(self.state == REJECTED):
             worst = int(np.argmin(total))
@@ -243,6 +260,12 @@ def content_columns(trace: Trace, one_output_content: bool) -> object:
     return make_content(
         np.array(trace.input_tokens), np.array(ids), np.array(offsets), trace.block_tokens, prompt, output
     )
+
+
+def allowed_output(trace: Trace, default: int) -> NDArray[np.int64]:
+    """Tokens each client allows, as engines see them; the topology's default, or what comes if more, where not said."""
+    given = trace.max_output_tokens
+    return np.where(given >= 0, given, np.maximum(default, trace.output_tokens)).astype(np.int64)
 
 
 def _followers(trace: Trace) -> dict[int, int]:

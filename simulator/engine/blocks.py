@@ -6,6 +6,7 @@ import numpy as np
 
 from simulator.compiled import compiled
 from simulator.engine.state import longer, wider
+from simulator.engine.streaming import sending_batch
 from simulator.kv.content import block_key
 from simulator.kv.pool import find, give_back, publish, share, take
 
@@ -122,6 +123,20 @@ def take_blocks(e, s, tokens):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def take_phase(e, phase):  # type: ignore[no-untyped-def]
+    """Every decoding request gets the block it may need in the batch being planned: those in need are of one phase."""
+    if not e.caching:
+        e.pool.free -= e.phase_count[phase]
+        if e.rules.reserving:
+            e.promised -= e.phase_count[phase]
+        return
+    s = e.bucket_head[phase]
+    while s >= 0:
+        take_blocks(e, s, e.planned + e.offset[s] + 1)
+        s = e.bucket_next[s]
+
+
+@compiled
 def register_blocks(e, s, tokens):  # type: ignore[no-untyped-def]
     """Make the blocks filled by the first ``tokens`` tokens findable."""
     if not e.caching:
@@ -134,11 +149,17 @@ def register_blocks(e, s, tokens):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def free_blocks(e, s):  # type: ignore[no-untyped-def]
-    """Give all blocks of the slot back, and what was promised to it."""
+def drop_pledge(e, s):  # type: ignore[no-untyped-def]
+    """Nothing more is promised to the slot than it holds."""
     if e.pledge[s] > 0:
         e.promised -= e.pledge[s] - e.held_blocks[s]
         e.pledge[s] = 0
+
+
+@compiled
+def free_blocks(e, s):  # type: ignore[no-untyped-def]
+    """Give all blocks of the slot back, and what was promised to it."""
+    drop_pledge(e, s)
     if e.caching:
         if e.table[s] >= 0:
             give_back(e.pool, e.block_table[e.table[s]], e.held_blocks[s])
@@ -153,6 +174,8 @@ def bucket_add(e, s):  # type: ignore[no-untyped-def]
     """Count a decoding request under its block phase; with caching, in running order."""
     phase = e.offset[s] % e.block_size
     e.phase_count[phase] += 1
+    if e.rules.stream_interval > 1:
+        e.stream_phase[sending_batch(e, s)] += 1
     if not e.caching:
         return
     before, at = -1, e.bucket_head[phase]
@@ -169,6 +192,8 @@ def bucket_add(e, s):  # type: ignore[no-untyped-def]
 def bucket_remove(e, s):  # type: ignore[no-untyped-def]
     phase = e.offset[s] % e.block_size
     e.phase_count[phase] -= 1
+    if e.rules.stream_interval > 1:
+        e.stream_phase[sending_batch(e, s)] -= 1
     if not e.caching:
         return
     if e.bucket_head[phase] == s:

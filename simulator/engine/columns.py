@@ -105,6 +105,7 @@ ARRAYS: dict[str, str] = {
     "batch_stale": "ring: how many requests of it were preempted while it was in flight",
     "batch_absent": "ring: how many decoding requests found no room in it",
     "batch_reports": "ring: how many ended transfers it reports",
+    "batch_sent": "ring: decoding requests whose group of tokens it completes (streaming in groups only)",
     "firsts": "ring x slots",
     "leaving": "ring x slots",
     "stale": "ring x slots",
@@ -123,7 +124,7 @@ ARRAYS: dict[str, str] = {
     "news_s": "moment",
     "unsent": "slots whose first token is made but not yet sent",
     "stream_phase": "decoding requests by the batch, modulo the streaming interval, after which tokens are sent",
-    "stream_end_s": "ring: ends of as many batches as the streaming interval",
+    "stream_end_s": "ring: ends of as many batches as the streaming interval, and one more",
     "gap_counts": "histogram of token gaps",
     "sample_s": "time series: moment",
     "sample_running": "time series: running requests",
@@ -136,6 +137,12 @@ ARRAYS: dict[str, str] = {
     "log_tokens": "entry: new tokens; -1: preempted when it was planned",
 }
 
-RECORDS: dict[str, str] = {"rules": "Rules", "cost": "StepCost", "pool": "BlockPool", "content": "Content", "desk": "Desk"}
+RECORDS: dict[str, str] = {
+    "rules": "Rules",
+    "cost": "StepCost",
+    "pool": "BlockPool",
+    "content": "Content",
+    "desk": "Desk",
+}
 
 COLUMNS: tuple[str, ...] = (*SETTINGS, *NUMBERS, *SLOT_INTS, *SLOT_FLOATS, *ARRAYS, *RECORDS)

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cost.table import StepCostTable, step_cost_record
+from simulator.cost.table import StepCostTable
 from simulator.engine import steps
-from simulator.engine.rules import RuleSet, rules_record
-from simulator.engine.state import COLOCATED, DECODE, PREFILL, make_engine
+from simulator.engine.makers import first_token_made, longest_prompt, make_tensorrt_llm, make_vllm
+from simulator.engine.rules import REMADE
+from simulator.engine.sglang.policy import SGLANG
 from simulator.errors import InputError, unknown
-
-ROLES = {"colocated": COLOCATED, "mixed": COLOCATED, "prefill": PREFILL, "decode": DECODE}
 
 
 @dataclass(frozen=True)
@@ -91,33 +90,11 @@ class Policy(NamedTuple):
     step_log: Callable[..., tuple[NDArray[Any], ...]]
 
 
-def make_vllm(spec: EngineSpec, content: Any, desk: Any) -> Any:
-    """State of a vLLM engine (settings: max_num_seqs, max_num_batched_tokens, block_size, max_model_len, ...)."""
-    s = spec.settings
-    return make_engine(
-        ROLES[spec.role],
-        2 if s["async_scheduling"] else 1,
-        int(s["max_num_seqs"]),
-        int(s["max_num_batched_tokens"]),
-        int(s["block_size"]),
-        int(s["max_model_len"]),
-        bool(s["prefix_caching"]),
-        spec.role == "decode" and bool(s["async_scheduling"]) and bool(s.get("defer_block_frees", True)),
-        spec.tell_finished,
-        spec.logging,
-        spec.macro and not spec.logging,
-        spec.kv_blocks,
-        rules_record(RuleSet(stream_interval=int(s.get("stream_interval", 1)))),
-        step_cost_record(spec.cost),
-        content,
-        desk,
-    )
-
-
-POLICIES: dict[str, Policy] = {
-    "vllm-v1": Policy(
-        make_vllm,
-        lambda s: int(s["block_size"]),
+def shared(make: Callable[[EngineSpec, Any, Any], Any], block_setting: str = "block_size") -> Policy:
+    """A policy on the state machine of ``simulator.engine.steps``: it differs in what it plans."""
+    return Policy(
+        make,
+        lambda s: int(s[block_setting]),
         steps.submit,
         steps.transfer_ended,
         steps.pulse,
@@ -126,7 +103,13 @@ POLICIES: dict[str, Policy] = {
         steps.totals,
         steps.series,
         steps.step_log,
-    ),
+    )
+
+
+POLICIES: dict[str, Policy] = {
+    "vllm-v1": shared(make_vllm),
+    "tensorrt-llm": shared(make_tensorrt_llm, "tokens_per_block"),
+    "sglang": Policy(*SGLANG),
 }
 
 
@@ -135,6 +118,8 @@ class Engine:
 
     ``advance(now)`` lives through everything before the instant ``now``; planning that falls into that instant stays
     due until a later call, so that whatever else arrives in it comes first. ``wake_s`` then says when to come again.
+    ``passes_first_token``: a handed-over request brings its first token with it. ``longest_prompt``: tokens; None
+    where any prompt can be computed.
     """
 
     def __init__(self, spec: EngineSpec, content: Any, desk: Any) -> None:
@@ -144,6 +129,8 @@ class Engine:
         self.policy = POLICIES[spec.policy]
         self.block_size = self.policy.block_size(spec.settings)
         self.state = self.policy.make(spec, content, desk)
+        self.passes_first_token = first_token_made(spec.policy) != REMADE
+        self.longest_prompt = longest_prompt(spec.policy, spec.settings)
         self.wake_s = float("inf")
         self._pulse = self.policy.pulse
 

@@ -47,7 +47,7 @@ class RuleSet:
         return self.policy == TENSORRT_LLM and self.capacity != MAX_UTILIZATION
 
 
-RULES = tuple(f.name for f in fields(RuleSet)) + ("reserving",)
+RULES = (*(f.name for f in fields(RuleSet)), "reserving")
 Rules = record("Rules", RULES, __name__)
 
 

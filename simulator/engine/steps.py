@@ -11,8 +11,18 @@ import numpy as np
 
 from simulator.compiled import compiled
 from simulator.cost.table import decode_step_seconds, mixed_step_seconds
-from simulator.engine.blocks import blocks_for, bucket_add, close_table, free_blocks, register_blocks, take_blocks
+from simulator.engine.blocks import (
+    blocks_for,
+    bucket_add,
+    close_table,
+    drop_pledge,
+    free_blocks,
+    register_blocks,
+    take_phase,
+)
 from simulator.engine.columns import RING
+from simulator.engine.policies import must_wait, plan
+from simulator.engine.rules import AT_PREFILL, REMADE
 from simulator.engine.state import (
     COLOCATED,
     DECODE,
@@ -22,7 +32,6 @@ from simulator.engine.state import (
     INSTANT_S,
     LEAVING,
     NEVER,
-    NO_BATCH,
     PREFILL,
     PREFILLED,
     count_gap,
@@ -37,7 +46,8 @@ from simulator.engine.state import (
     tell,
     wait_last,
 )
-from simulator.engine.vllm import close_stretch, drop_decode, plan_batch, register_filled
+from simulator.engine.streaming import send_groups, send_last, wait_for_group
+from simulator.engine.vllm import close_stretch, drop_decode, register_filled
 
 
 @compiled
@@ -46,6 +56,8 @@ def submit(e, row, prompt, target, remote, now):  # type: ignore[no-untyped-def]
     s = new_slot(e, row, prompt, target)
     if remote:
         e.remote[s] = 1
+        if e.rules.first_token != REMADE:
+            e.received[s] = 1
     else:
         e.pending_prompt_tokens += prompt
     wait_last(e, s)
@@ -76,11 +88,9 @@ def schedule(e, now):  # type: ignore[no-untyped-def]
         preempted = e.preempted
         if plan_and_launch(e, now):
             continue
-        if e.planned == e.completed and e.preempted > preempted:
-            continue  # all that ran was preempted: an idle engine plans again at once
-        if e.planned > e.completed or e.reports_count == 0:
+        if e.planned > e.completed or (e.reports_count == 0 and e.preempted == preempted):
             break
-        for i in range(e.reports_count):
+        for i in range(e.reports_count):  # an idle engine hears at once, and plans again
             hear_of_transfer(e, e.reports[i])
         e.reports_count = 0
 
@@ -89,7 +99,7 @@ def schedule(e, now):  # type: ignore[no-untyped-def]
 def plan_and_launch(e, now):  # type: ignore[no-untyped-def]
     """Plan one batch and start it behind the one that runs; False if there was nothing to plan."""
     rows_before = e.log_rows
-    work, decodes = plan_batch(e, now)
+    work, decodes = plan(e, now)
     singles, context, chunks, new, past, attention, finished = work
     if singles + chunks == 0:
         e.log_rows = rows_before
@@ -116,6 +126,8 @@ def push_batch(e, now, seconds, decodes):  # type: ignore[no-untyped-def]
     r = e.planned % RING
     e.batch_end_s[r] = start + seconds
     e.batch_decodes[r] = decodes
+    if e.rules.stream_interval > 1:
+        e.batch_sent[r] = e.stream_phase[e.planned % e.rules.stream_interval]
     e.gpu_free_s = start + seconds
     e.busy_s += seconds
     e.decode_tokens += decodes
@@ -151,7 +163,9 @@ def move_on_absent(e):  # type: ignore[no-untyped-def]
 def advance_clock(e, end):  # type: ignore[no-untyped-def]
     """Take over the end of the oldest batch: token gaps, and the compensated sum of batch ends."""
     r = e.completed % RING
-    if e.batch_decodes[r] > 0:
+    if e.rules.stream_interval > 1:
+        send_groups(e, r, end)
+    elif e.batch_decodes[r] > 0:
         count_gap(e, end - e.previous_end_s, e.batch_decodes[r])
     total = e.end_sum + end
     virtual = total - e.end_sum
@@ -213,10 +227,15 @@ def first_token(e, s, end, sum_before, low_before):  # type: ignore[no-untyped-d
         count_gap(e, end - e.last_token[s], 1)
     elif e.role == PREFILL:
         e.desk.prefill_end_s[row] = end
+        if e.rules.first_token == AT_PREFILL:
+            e.desk.first_token_s[row] = end
     else:
         if e.role == COLOCATED:
             e.desk.prefill_end_s[row] = end
-        e.desk.first_token_s[row] = end
+        if e.rules.stream_first:
+            e.desk.first_token_s[row] = end
+    if not e.rules.stream_first and e.desk.first_token_s[row] != e.desk.first_token_s[row]:
+        wait_for_group(e, s)
 
 
 @compiled
@@ -228,12 +247,15 @@ def last_token(e, s, end):  # type: ignore[no-untyped-def]
     e.held_blocks[s] = blocks_for(e, e.prompt[s] + e.target[s] - 1)
     if e.role == PREFILL:
         e.status[s] = HELD
+        drop_pledge(e, s)
         tell(e, PREFILLED, s, e.held_blocks[s], end)
         row = e.row[s]
         e.desk.cached_tokens[row] = e.hit[s]
         e.desk.preemptions[row] += e.times_preempted[s]
         return
     register_blocks(e, s, e.prompt[s] + e.target[s] - 1)
+    if e.rules.stream_interval > 1:
+        send_last(e, s, e.completed - 1, end)
     finish(e, s, end)
 
 
@@ -260,11 +282,13 @@ def stale_token(e, s, end):  # type: ignore[no-untyped-def]
     e.pending_prompt_tokens += 1
     e.token_sum[s] += end
     e.last_token[s] = end
-    if e.received[s] == 1:
+    if e.received[s] == 1 and (e.rules.stream_first or e.target[s] == 1):
         e.desk.first_token_s[e.row[s]] = end
         if e.role == COLOCATED:
             e.desk.prefill_end_s[e.row[s]] = end
     if e.received[s] == e.target[s]:
+        if e.rules.stream_interval > 1:
+            send_last(e, s, e.completed - 1, end)
         position = 0
         while e.waiting[(e.waiting_head + position) % e.waiting.size] != s:
             position += 1
@@ -298,12 +322,7 @@ def is_plain(e):  # type: ignore[no-untyped-def]
     for i in range(e.holding_count):
         if e.remote[e.holding[i]] == 2:
             return False
-    if e.waiting_count == 0:
-        return True
-    if e.caching:
-        return False
-    s = e.waiting[e.waiting_head]
-    return blocks_for(e, e.prompt[s] + e.received[s]) > e.pool.free
+    return e.waiting_count == 0 or must_wait(e)
 
 
 @compiled
@@ -327,15 +346,9 @@ def decode_run(e, until):  # type: ignore[no-untyped-def]
             register_filled(e, done)
         if end >= e.sample_next_s:
             sample(e, end)
-        if e.caching:
-            s = e.bucket_head[phase]
-            while s >= 0:
-                take_blocks(e, s, e.planned + e.offset[s] + 1)
-                s = e.bucket_next[s]
-            if e.depth == 1:
-                register_filled(e, e.planned)
-        else:
-            e.pool.free -= e.phase_count[phase]
+        take_phase(e, phase)
+        if e.caching and e.depth == 1:
+            register_filled(e, e.planned)
         r = e.planned % RING
         e.batch_firsts[r], e.batch_leaving[r], e.batch_stale[r], e.batch_absent[r] = 0, 0, 0, 0
         e.batch_reports[r] = 0

@@ -19,6 +19,7 @@ from simulator.engine.blocks import (
     register_blocks,
     share_blocks,
     take_blocks,
+    take_phase,
 )
 from simulator.engine.columns import RING
 from simulator.engine.state import (
@@ -79,15 +80,8 @@ def log_decodes(e):  # type: ignore[no-untyped-def]
 
 @compiled
 def decode_all(e, phase):  # type: ignore[no-untyped-def]
-    """Every decoding request gets the block it may need: those whose last block is full are all of one phase."""
-    if not e.caching:
-        e.pool.free -= e.phase_count[phase]
-        s = -1
-    else:
-        s = e.bucket_head[phase]
-    while s >= 0:
-        take_blocks(e, s, e.planned + e.offset[s] + 1)
-        s = e.bucket_next[s]
+    """Every decoding request gets the block it may need, and with nothing in flight what it fills is cached."""
+    take_phase(e, phase)
     if e.depth == 1:
         register_filled(e, e.planned)
 

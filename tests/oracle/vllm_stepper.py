@@ -41,6 +41,8 @@ def affine(step_time: dict[str, float]) -> StepSeconds:
 class Engine:
     """A scheduler, its steps in flight (one, or two with asynchronous scheduling), and its reads or sends."""
 
+    scheduler_class: type[Scheduler] = Scheduler
+
     def __init__(
         self, settings: dict[str, Any], role: Role, names: PrefixNames, seconds: StepSeconds, instant_s: float
     ) -> None:
@@ -48,7 +50,7 @@ class Engine:
         self.seconds = seconds
         self.instant_s = instant_s
         self.depth = 2 if settings["async_scheduling"] else 1
-        self.scheduler = Scheduler(settings, role, names, self._read_starts)
+        self.scheduler = self.scheduler_class(settings, role, names, self._read_starts)
         self.in_flight: deque[tuple[float, Step, tuple[list[Request], list[Request]]]] = deque()
         self.free_s = 0.0  # when the last planned step ends
         self.reads: list[tuple[float, Request]] = []  # end of each read not reported yet
@@ -69,8 +71,9 @@ class Engine:
         return min((t for t, _ in self.reads + self.sends), default=math.inf)
 
     def _ended(self, transfers: list[tuple[float, Request]]) -> list[Request]:
-        """Take from ``transfers`` those that have ended."""
-        over = [r for t, r in transfers if t <= self.now + self.instant_s]
+        """Take from ``transfers`` those that have ended, in order of their ends (vLLM keeps a set, without order)."""
+        ended = sorted((pair for pair in transfers if pair[0] <= self.now + self.instant_s), key=lambda pair: pair[0])
+        over = [r for _, r in ended]
         transfers[:] = [(t, r) for t, r in transfers if t > self.now + self.instant_s]
         return over
 
@@ -125,6 +128,8 @@ class Engine:
 class Case:
     """One run: the requests, the engines they pass through, and what is written down about them."""
 
+    engine_class: type[Engine] = Engine
+
     def __init__(
         self, settings: dict[str, Any], requests: list[dict[str, Any]], seconds: StepSeconds | None, instant_s: float
     ) -> None:
@@ -136,7 +141,7 @@ class Case:
         seconds = seconds or affine(settings["step_time"])
 
         def engine(role: Role, own: dict[str, Any]) -> Engine:
-            return Engine({**settings, **own}, role, names, seconds, instant_s)
+            return self.engine_class({**settings, **own}, role, names, seconds, instant_s)
 
         self.prefill_of: dict[int, Request] = {}
         if settings.get("disaggregated"):

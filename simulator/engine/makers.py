@@ -1,0 +1,103 @@
+"""From an engine's settings, under its own names, to its state: one function a policy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.cost.table import step_cost_record
+from simulator.engine.rules import (
+    AT_DECODE,
+    GUARANTEED_NO_EVICT,
+    MAX_UTILIZATION,
+    REMADE,
+    STATIC_BATCH,
+    TENSORRT_LLM,
+    RuleSet,
+    rules_record,
+)
+from simulator.engine.state import COLOCATED, DECODE, PREFILL, make_engine
+
+if TYPE_CHECKING:
+    from simulator.engine.engine import EngineSpec
+
+ROLES = {"colocated": COLOCATED, "mixed": COLOCATED, "prefill": PREFILL, "decode": DECODE}
+CAPACITY = {
+    "GUARANTEED_NO_EVICT": GUARANTEED_NO_EVICT,
+    "MAX_UTILIZATION": MAX_UTILIZATION,
+    "STATIC_BATCH": STATIC_BATCH,
+}
+
+
+def make_vllm(spec: EngineSpec, content: Any, desk: Any) -> Any:
+    """State of a vLLM engine (settings: max_num_seqs, max_num_batched_tokens, block_size, max_model_len, ...)."""
+    s = spec.settings
+    return make_engine(
+        ROLES[spec.role],
+        2 if s["async_scheduling"] else 1,
+        int(s["max_num_seqs"]),
+        int(s["max_num_batched_tokens"]),
+        int(s["block_size"]),
+        int(s["max_model_len"]),
+        bool(s["prefix_caching"]),
+        spec.role == "decode" and bool(s["async_scheduling"]) and bool(s.get("defer_block_frees", True)),
+        spec.tell_finished,
+        spec.logging,
+        spec.macro and not spec.logging,
+        spec.kv_blocks,
+        rules_record(RuleSet(stream_interval=int(s.get("stream_interval", 1)))),
+        step_cost_record(spec.cost),
+        content,
+        desk,
+    )
+
+
+def make_tensorrt_llm(spec: EngineSpec, content: Any, desk: Any) -> Any:
+    """State of a TensorRT-LLM engine. A context server (role prefill) never overlaps planning with a running step."""
+    s = spec.settings
+    rules = RuleSet(
+        policy=TENSORRT_LLM,
+        capacity=CAPACITY[str(s["capacity_scheduler_policy"])],
+        chunking=bool(s["enable_chunked_prefill"]),
+        first_token=first_token_made(spec.policy),
+        stream_interval=int(s["stream_interval"]),
+        stream_first=bool(s["stream_first_token"]) or int(s["stream_interval"]) == 1 or spec.role != "colocated",
+        limits=output_limits(spec),
+    )
+    return make_engine(
+        ROLES[spec.role],
+        2 if s["overlap_scheduler"] and spec.role != "prefill" else 1,
+        min(int(s["max_batch_size"]), int(s["max_num_tokens"])),  # each running request needs a token a step
+        int(s["max_num_tokens"]),
+        int(s["tokens_per_block"]),
+        int(s["max_seq_len"]),
+        bool(s["enable_block_reuse"]),
+        False,
+        spec.tell_finished,
+        spec.logging,
+        spec.macro and not spec.logging,
+        spec.kv_blocks,
+        rules_record(rules),
+        step_cost_record(spec.cost),
+        content,
+        desk,
+    )
+
+
+def first_token_made(policy: str) -> int:
+    """Where the first token of a handed-over request is made: see ``simulator.engine.rules``."""
+    return {"tensorrt-llm": AT_DECODE, "sglang": AT_DECODE}.get(policy, REMADE)
+
+
+def output_limits(spec: EngineSpec) -> NDArray[np.int64]:
+    """Tokens the client allows, by row of the trace; -1 where it does not say."""
+    return np.ascontiguousarray(spec.extra.get("max_output_tokens", np.zeros(0)), dtype=np.int64)
+
+
+def longest_prompt(policy: str, settings: dict[str, Any]) -> int | None:
+    """Tokens of the longest prompt the engine ever computes, where a step's size bounds it; None where it does not."""
+    if policy == "tensorrt-llm" and not settings["enable_chunked_prefill"]:
+        return int(settings["max_num_tokens"])
+    return None

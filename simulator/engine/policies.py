@@ -1,0 +1,27 @@
+"""The scheduling policies: for each, what it plans and when the head of its queue has to wait. A line each."""
+
+from __future__ import annotations
+
+from simulator.compiled import compiled
+from simulator.engine.blocks import blocks_for
+from simulator.engine.rules import TENSORRT_LLM
+from simulator.engine.tensorrt_llm import must_wait_in_flight, plan_in_flight
+from simulator.engine.vllm import plan_batch
+
+
+@compiled
+def plan(e, now):  # type: ignore[no-untyped-def]
+    """Choose the next batch: (sequences with one new token, their computed tokens, longer chunks, new tokens of these,
+    computed tokens before them, their attention seconds, prompts completed), and the decoding requests."""
+    if e.rules.policy == TENSORRT_LLM:
+        return plan_in_flight(e, now)
+    return plan_batch(e, now)
+
+
+@compiled
+def must_wait(e):  # type: ignore[no-untyped-def]
+    """Whether no waiting request can join while nothing but decode happens. False where that is not certain."""
+    if e.rules.policy == TENSORRT_LLM:
+        return must_wait_in_flight(e)
+    s = e.waiting[e.waiting_head]
+    return not e.caching and blocks_for(e, e.prompt[s] + e.received[s]) > e.pool.free
