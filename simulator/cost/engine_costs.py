@@ -54,9 +54,9 @@ class EngineCosts:
     ``mixed_step_s``, ``mixed_layer_s``: host time to launch a step with prefill tokens, whose kernels are not one
     CUDA graph: a floor under its GPU time. ``mixed_gap_s``: what such a step takes more than its GPU work.
     ``mixed_graph_tokens``: steps of more tokens launch every kernel on its own (0: they always do, or the floor above
-    says it all), at host seconds of ``eager_layer_s`` a layer, ``eager_moe_layer_s`` more with routed experts and
-    ``eager_mla_layer_s`` more with MLA. ``frontend_s``: per request before it is first scheduled; ``detokenise_s``:
-    from a token's step to the client.
+    says it all), at host seconds of ``eager_layer_s`` a layer, ``eager_moe_layer_s`` more with routed experts (Triton
+    kernels; those of one call take less) and ``eager_mla_layer_s`` more with MLA. ``frontend_s``: per request before
+    it is first scheduled; ``detokenise_s``: from a token's step to the client.
     ``decode_graph_sizes``: batch sizes a pure decode step is padded to. ``fused_quantisation``: activations are
     quantised inside the kernel before, not by a pass of their own (but for fp8_block, which always has one).
     ``fused_norm_all_reduce``: the norm after an all-reduce is part of it. ``all_reduce``: whose all-reduce it runs

@@ -11,8 +11,8 @@ import numpy as np
 from simulator.cost import collectives
 from simulator.cost.attention import Attention
 from simulator.cost.engine_costs import EngineCosts
-from simulator.cost.kernels import Kernels, at_least_one, gemm_format, kernels_of, nearest_formats
-from simulator.cost.roofline import Floats, MoeShape, Time, active_experts, gemm_time, moe_time, stream_time
+from simulator.cost.kernels import Kernel, Kernels, at_least_one, gemm_format, kernels_of, nearest_formats
+from simulator.cost.roofline import Floats, GemmFormat, MoeShape, Time, active_experts, gemm_time, moe_time, stream_time
 from simulator.hardware.gpu import Gpu
 from simulator.models.model import Model
 from simulator.models.precision import Parallel, Precision
@@ -195,10 +195,20 @@ class Step:
         local = moe.experts / gpus if whole else moe.experts
         return MoeShape(m.hidden, width, moe.experts, local, moe.top_k, 3.0 if m.gated else 2.0)
 
-    def _experts(self, layers: int, *, identical: bool = False) -> Operator:
+    def _experts_kernel(self) -> tuple[Kernel, GemmFormat]:
         kind, form = gemm_format(self.gpu, self.precision.weights, self.precision.gemm_arithmetic)
         names = [f"{f}-{self.costs.routing}" for f in nearest_formats(kind)]
-        kernel = self.kernels.find("moe", self.costs.kernels, *names)
+        return self.kernels.find("moe", self.costs.kernels, *names), form
+
+    def eager_launch_s(self) -> float:
+        """Host seconds to launch a step kernel by kernel."""
+        costs, model = self.costs, self.model
+        layer_s = costs.eager_layer_s + (costs.eager_mla_layer_s if model.mla is not None else 0.0)
+        moe_s = costs.eager_moe_layer_s * self._experts_kernel()[0].parameters["launch"] if model.moe_layers else 0.0
+        return layer_s * model.layers + moe_s * model.moe_layers
+
+    def _experts(self, layers: int, *, identical: bool = False) -> Operator:
+        kernel, form = self._experts_kernel()
         shape = self.moe_shape()
         key = (shape.hidden, shape.width, shape.top_k, shape.experts, shape.local_experts)
 
@@ -208,7 +218,7 @@ class Step:
             return kernel.apply(moe_time(self.gpu, kernel.parameters, form, shape, (tokens, active)), key, tokens)
 
         origin = kernel.origin(key)
-        if form.weight_bytes < BF16 and kind == "bf16":
+        if form.weight_bytes < BF16 and form.arithmetic == "bf16":
             origin = f"derived: {kernel.name} with {self.precision.weights} weights widened in registers"
         return Operator("experts", layers, time, origin)
 

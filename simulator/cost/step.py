@@ -90,10 +90,7 @@ def _mixed_gpu(step: Step, tokens: Floats) -> Floats:
 
 def _eager_launch(step: Step, tokens: Floats) -> Floats:
     """Host seconds to launch a step kernel by kernel; nothing while it fits in CUDA graphs."""
-    costs, model = step.costs, step.model
-    layer = costs.eager_layer_s + (costs.eager_mla_layer_s if model.mla is not None else 0.0)
-    whole = layer * model.layers + costs.eager_moe_layer_s * model.moe_layers
-    return np.where(step.local(tokens) > costs.mixed_graph_tokens, whole, 0.0)
+    return np.where(step.local(tokens) > step.costs.mixed_graph_tokens, step.eager_launch_s(), 0.0)
 
 
 def decode_step_seconds(step: Step, seqs: int, context: float) -> float:
