@@ -227,7 +227,7 @@ class Cluster:
                 f"{self.reasons[int(self.reason[worst])]}"
             )
 
-    def _reject(self, which: np.ndarray, reason: str) -> None:  # type: ignore[type-arg]
+    def _reject(self, which: NDArray[np.bool_], reason: str) -> None:
         fresh = which & (self.state != REJECTED)
         if fresh.any():
             self.reason[fresh] = len(self.reasons)

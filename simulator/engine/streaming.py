@@ -38,7 +38,8 @@ def send_groups(e, r, end):  # type: ignore[no-untyped-def]
     first_groups = 0
     for i in range(e.batch_firsts[r]):
         s = e.firsts[r, i]
-        if e.status[s] == DECODING and e.first_batch[s] == b and sending_batch(e, s) == b % n:
+        decodes = (e.status[s] == DECODING or e.status[s] == LEAVING) and e.first_batch[s] == b < e.last_batch[s]
+        if decodes and sending_batch(e, s) == b % n:
             first_groups += 1
     kept = 0
     for i in range(e.unsent_count):

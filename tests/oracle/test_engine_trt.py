@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from engine_case import as_case, assert_equal
 from hypothesis import HealthCheck, Phase, assume, given, settings
@@ -93,3 +95,30 @@ def test_context_and_generation_servers(case, macro, told):
 @given(trt_cases(max_requests=40), st.booleans(), st.booleans())
 def test_thousands(case, macro, told):
     check(case, macro, told)
+
+
+def sent_times(made, interval, first_at_once):
+    """When the client sees each token, from when it is made."""
+    n = len(made)
+    ends = [i for i in range(1, n + 1) if (i % interval == (1 % interval if first_at_once else 0)) or i == n]
+    return [made[next(e for e in ends if e >= i) - 1] for i in range(1, n + 1)]
+
+
+@some(60)
+@given(trt_cases(disaggregated=False), st.booleans(), st.booleans(), st.integers(2, 40), st.booleans())
+def test_tokens_in_groups(case, macro, told, interval, first_at_once):
+    """Nobody is paused here: first tokens and all gaps are those of the stepper's tokens, gathered."""
+    options, requests = case
+    options["capacity"] = "GUARANTEED_NO_EVICT"
+    oracle = TrtCase(options, requests, None, 1e-9)
+    oracle.run(0)
+    own = trt_settings(options) | {"stream_interval": interval, "stream_first_token": first_at_once}
+    cluster = run_policy(as_case(options, requests), "tensorrt-llm", {"colocated": own}, macro=macro, told=told)
+    sent = [sent_times(made, interval, first_at_once) for made in oracle.token_times]
+    assert cluster.desk.first_token_s == pytest.approx([times[0] for times in sent], abs=1e-9)
+    assert cluster.desk.last_token_s == pytest.approx([times[-1] for times in sent], abs=1e-9)
+    gaps = [b - a for times in sent for a, b in pairwise(times)]
+    engine = cluster.workers[0].engine
+    assert engine.series()[4].sum() == len(gaps)
+    assert engine.totals().gap_sum_s == pytest.approx(sum(gaps), abs=1e-6)
+    assert engine.totals().gap_max_s == pytest.approx(max(gaps, default=0.0), abs=1e-8)
