@@ -12,11 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.compiled import compiled, record
-from simulator.kv.content import SESSION_CONTENT, mix, run_at
+from simulator.kv.runs import chain, page_key, token_run
 
-#: Content id of an end-of-sequence token. It matters only where a step was already planned behind it.
-END_CONTENT = 1 << 47
-NO_END = 1 << 60
 ROOT = 0
 _DEPTH_BITS = 20
 
@@ -100,7 +97,8 @@ def grown(values):  # type: ignore[no-untyped-def]
 
 @compiled
 def bucket_of(t, parent, key):  # type: ignore[no-untyped-def]
-    return (mix(key, parent) >> 7) & (t.bucket_head.size - 1)
+    hashed = chain(key, parent)
+    return (hashed ^ (hashed >> 33)) & (t.bucket_head.size - 1)
 
 
 @compiled
@@ -163,51 +161,6 @@ def tick(t):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def end_position(t, row, tokens, target):  # type: ignore[no-untyped-def]
-    """Where a sequence of ``tokens`` tokens holds its end of sequence: behind ``target`` outputs, or nowhere.
-
-    In a session the next turn's prompt holds the same token, so nothing sets it apart there.
-    """
-    at = t.content.input_tokens[row] + target - 1
-    if at >= tokens or t.content.output_content[row] >= SESSION_CONTENT:
-        return NO_END
-    return at
-
-
-@compiled
-def token_run(t, row, end_at, position):  # type: ignore[no-untyped-def]
-    """Content id of the token at ``position`` and where its run ends."""
-    if position >= end_at:
-        return END_CONTENT, NO_END
-    value, stop = run_at(t.content, row, position)
-    return value, min(stop, end_at)
-
-
-@compiled
-def page_key(t, row, end_at, start):  # type: ignore[no-untyped-def]
-    """What the page that begins at ``start`` is known by."""
-    value, stop = token_run(t, row, end_at, start)
-    end = start + t.page
-    if stop >= end:
-        return mix(value, t.page)
-    key, position = 1, start
-    while position < end:
-        run_start = position
-        position = min(stop, end)
-        while position < end:  # equal neighbours are one run
-            following, stop = token_run(t, row, end_at, position)
-            if following != value:
-                break
-            position = min(stop, end)
-        key = mix(mix(key, value), position - run_start)
-        if position < end:
-            value, stop = token_run(t, row, end_at, position)
-    if position - start == t.page and run_start == start:
-        return mix(value, t.page)
-    return key
-
-
-@compiled
 def shared_length(t, node, row, end_at, limit):  # type: ignore[no-untyped-def]
     """Tokens, in whole pages, that ``node`` and the sequence share from the node's start on; up to ``limit``."""
     position = t.start[node]
@@ -216,8 +169,8 @@ def shared_length(t, node, row, end_at, limit):  # type: ignore[no-untyped-def]
     if other == row and other_end == end_at:
         position = end
     while position < end:
-        a, a_stop = token_run(t, row, end_at, position)
-        b, b_stop = token_run(t, other, other_end, position)
+        a, a_stop = token_run(t.content, row, end_at, position)
+        b, b_stop = token_run(t.content, other, other_end, position)
         if a != b:
             break
         position = min(min(a_stop, b_stop), end)
@@ -229,7 +182,7 @@ def child_at(t, parent, row, end_at, position):  # type: ignore[no-untyped-def]
     """The child of ``parent`` that begins with the sequence's page at ``position``, or -1."""
     if t.children[parent] == 0:
         return -1
-    key = page_key(t, row, end_at, position)
+    key = page_key(t.content, t.page, row, end_at, position)
     node = t.bucket_head[bucket_of(t, parent, key)]
     while node >= 0:
         if t.parent[node] == parent and t.key[node] == key:
@@ -248,7 +201,7 @@ def split(t, lower, length):  # type: ignore[no-untyped-def]
     unhang(t, lower)
     hang(t, upper)
     t.parent[lower], t.start[lower] = upper, at
-    t.key[lower] = page_key(t, t.row[lower], t.end_at[lower], at)
+    t.key[lower] = page_key(t.content, t.page, t.row[lower], t.end_at[lower], at)
     hang(t, lower)
     t.time[lower] = tick(t)
     return upper
@@ -295,7 +248,7 @@ def insert(t, row, end_at, length):  # type: ignore[no-untyped-def]
         node = split(t, child, shared) if done < t.stop[child] else child
     if done < length:
         leaf = new_node(t, node, row, done, length, end_at)
-        t.key[leaf] = page_key(t, row, end_at, done)
+        t.key[leaf] = page_key(t.content, t.page, row, end_at, done)
         hang(t, leaf)
         t.evictable += length - done
         offer(t, leaf)
@@ -399,3 +352,9 @@ def evict(t, wanted):  # type: ignore[no-untyped-def]
         t.spare_count += 1
         offer(t, parent)
     return freed
+
+
+@compiled
+def evictable_tokens(t):  # type: ignore[no-untyped-def]
+    """Tokens in nodes that nobody locks."""
+    return t.evictable

@@ -5,7 +5,8 @@ from __future__ import annotations
 from simulator.compiled import compiled
 from simulator.engine.sglang.memory import evict_for
 from simulator.engine.sglang.state import CLIP_MAX_NEW_TOKENS, outputs_now, pages
-from simulator.kv.radix import NO_END, clear, insert, lock, match, unlock
+from simulator.kv.radix import clear, insert, lock, match, unlock
+from simulator.kv.runs import NO_END
 
 CONTINUE, NO_TOKEN, OTHER = 0, 1, 2
 WAITING_MATCHED = 128  # above so many waiting, lpm falls back to fcfs; so many are refreshed under fcfs

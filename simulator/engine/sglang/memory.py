@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from simulator.compiled import compiled
 from simulator.engine.sglang.state import RUNNING, pages
-from simulator.kv.radix import NO_END, end_position, evict, insert, lock, unlock
+from simulator.kv.radix import evict, insert, lock, unlock
+from simulator.kv.runs import NO_END, end_position
 
 
 @compiled
@@ -24,7 +25,7 @@ def checkpoint(e, s, tokens):  # type: ignore[no-untyped-def]
         return
     length = tokens // e.page * e.page
     row = e.row[s]
-    there, node = insert(e.tree, row, end_position(e.tree, row, length, e.target[s]), length)
+    there, node = insert(e.tree, row, end_position(e.content, row, length, e.target[s]), length)
     e.free += max(0, there - e.protected[s])
     prompt = e.prompt[s] // e.page * e.page
     if 0 < prompt < length:

@@ -12,10 +12,10 @@ import numpy as np
 from simulator.compiled import compiled, record
 from simulator.engine.columns import GAP_BINS, MAX_SAMPLES
 from simulator.engine.sglang.columns import COLUMNS, RING
-from simulator.engine.state import NEVER, longer, wider
+from simulator.engine.state import NEVER, PREFILL, longer, wider
 from simulator.kv.radix import make_radix
 
-FREE, WAITING, CHUNKED, PREFILLED_LAST, RUNNING, DROPPED, DONE, REMOTE, READY, HELD = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9
+FREE, WAITING, CHUNKED, PREFILLED_LAST, RUNNING, DROPPED, DONE, REMOTE, READY, HELD, RETRACTED = range(11)
 CLIP_MAX_NEW_TOKENS = 4096  # of a longer output, admission keeps room for so much only
 RETRACT_DECODE_STEPS = 20  # a retraction makes room for so many steps
 
@@ -23,7 +23,7 @@ State = record("State", COLUMNS, __name__)
 
 
 @compiled
-def make_state(
+def make_state(  # type: ignore[no-untyped-def]
     role,
     depth,
     max_running,
@@ -47,7 +47,7 @@ def make_state(
     cost,
     content,
     desk,
-):  # type: ignore[no-untyped-def]
+):
     """An idle engine with ``pool_size`` KV tokens, all free."""
     slots = 64
     ints = np.zeros(slots, np.int64)
@@ -98,6 +98,7 @@ def make_state(
         ratio_init,
         pool_size,
         max_running,
+        0,
         0,
         0,
         0,
@@ -172,6 +173,7 @@ def make_state(
         ints.copy(),
         ints.copy(),
         ints.copy(),
+        ints.copy(),
         np.zeros(page, np.int64),
         ints.copy(),
         ints.copy(),
@@ -226,7 +228,12 @@ def grow_slots(e):  # type: ignore[no-untyped-def]
     e.token_sum, e.last_token = longer(e.token_sum), longer(e.last_token)
     e.life_left, e.life_held = longer(e.life_left), longer(e.life_held)
     e.running, e.last, e.fresh, e.scratch = longer(e.running), longer(e.last), longer(e.fresh), longer(e.scratch)
-    e.holding, e.reports, e.admitted = longer(e.holding), longer(e.reports), longer(e.admitted)
+    e.holding, e.ready, e.retracted, e.admitted = (
+        longer(e.holding),
+        longer(e.ready),
+        longer(e.retracted),
+        longer(e.admitted),
+    )
     e.firsts, e.leaving, e.joined = wider(e.firsts), wider(e.leaving), wider(e.joined)
     e.free_slot = longer(e.free_slot)
     for i in range(old):
@@ -241,7 +248,9 @@ def new_slot(e, row, prompt, target):  # type: ignore[no-untyped-def]
         grow_slots(e)
     e.free_slots -= 1
     s = e.free_slot[e.free_slots]
-    limit = e.limits[row] if row < e.limits.size and e.limits[row] >= 0 else target
+    limit = target
+    if e.role != PREFILL and row < e.limits.size and e.limits[row] >= 0:
+        limit = e.limits[row]
     limit = max(0, min(limit, e.longest - prompt - 1))
     limit = max(0, min(limit, e.pool_size - pages(e, prompt) * e.page - e.page - 1))
     e.row[s], e.status[s], e.prompt[s], e.target[s] = row, WAITING, prompt, target
