@@ -29,15 +29,16 @@ class Fitted:
     table: ResidualTable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HeldBack:
-    """Error on rows that were not fitted: fractions of the measured time, median and 90th percentile."""
+    """Relative errors on rows that were not fitted: of the roofline alone, with the table when single rows were held
+    back, and with the table when whole shapes were (empty if there are too few shapes)."""
 
     name: str
     rows: int
-    roofline: tuple[float, float]
-    table_rows: tuple[float, float]
-    table_shapes: tuple[float, float] | None
+    roofline: Floats
+    table_rows: Floats
+    table_shapes: Floats
 
 
 def fit_parameters(rows: Rows) -> dict[str, float]:
@@ -152,9 +153,9 @@ def predict(fitted: Fitted, rows: Rows) -> Floats:
     return seconds
 
 
-def _spread(seconds: Floats, measured_s: Floats) -> tuple[float, float]:
-    error = np.abs(seconds / measured_s - 1.0)
-    return float(np.median(error)), float(np.quantile(error, 0.9))
+def _errors(seconds: Floats, measured_s: Floats) -> Floats:
+    error: Floats = np.abs(seconds / measured_s - 1.0)
+    return error
 
 
 def held_back(rows: Rows, seed: int = 0) -> HeldBack:
@@ -163,19 +164,14 @@ def held_back(rows: Rows, seed: int = 0) -> HeldBack:
     out = rng.random(len(rows)) < HELD_BACK
     fitted, test = fit_kernel(rows.take(~out)), rows.take(out)
     bare = test.roofline(fitted.parameters, test.columns)
-    by_row = _spread(predict(fitted, test), test.measured_s)
+    by_row = _errors(predict(fitted, test), test.measured_s)
+    alone = _errors(bare, test.measured_s)
     shapes = np.stack([rows.columns[name] for name in rows.shape], axis=1)
     unique, at = np.unique(shapes, axis=0, return_inverse=True)
-    by_shape = None
+    by_shape = np.zeros(0)
     if len(unique) >= 1 / HELD_BACK:
         chosen = rng.permutation(len(unique))[: max(1, round(HELD_BACK * len(unique)))]
         out = np.isin(at.ravel(), chosen)
         test = rows.take(out)
-        by_shape = _spread(predict(fit_kernel(rows.take(~out)), test), test.measured_s)
-    return HeldBack(rows.name, len(rows), _spread(bare, rows.take(test_mask(rows, seed)).measured_s), by_row, by_shape)
-
-
-def test_mask(rows: Rows, seed: int) -> NDArray[np.bool_]:
-    """The rows that ``held_back`` leaves out first."""
-    chosen: NDArray[np.bool_] = np.random.default_rng(seed).random(len(rows)) < HELD_BACK
-    return chosen
+        by_shape = _errors(predict(fit_kernel(rows.take(~out)), test), test.measured_s)
+    return HeldBack(rows.name, len(rows), alone, by_row, by_shape)

@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from simulator.calibration import kernel_rows, mla_rows
 from simulator.calibration.fit import Fitted, HeldBack, fit_kernel, held_back
 from simulator.calibration.kernel_rows import Rows
@@ -15,6 +18,8 @@ from simulator.errors import InputError
 from simulator.hardware.gpu import Gpu
 from simulator.hardware.profiles import KERNELS_SUFFIX, load_gpu, read_kernels
 from simulator.resources import shipped
+
+Floats = NDArray[np.float64]
 
 #: GPUs the tables were measured on.
 MEASURED = ("h100_sxm", "h200_sxm", "b200_sxm")
@@ -85,26 +90,31 @@ def fit_tables(
     return [fit_gpu(folder, gpu, target, errors=errors) for gpu in gpus]
 
 
-def error_table(profiles: Iterable[Profile]) -> str:
-    """Held-back errors as a Markdown table, in per cent, median / 90th percentile."""
-    lines = [
-        "| GPU | kernel | rows | roofline alone | with table, rows held back | with table, shapes held back |",
-        "|---|---|---|---|---|---|",
-    ]
+_HEADER = (
+    "| GPU | {} | rows | roofline alone | with table, rows held back | with table, shapes held back |",
+    "|---|---|---|---|---|---|",
+)
+
+
+def error_table(profiles: Iterable[Profile], *, by_operator: bool = False) -> str:
+    """Held-back errors as a Markdown table, in per cent, median / 90th percentile: a line a kernel, or ``by_operator``
+    one for all backends and formats of an operator together."""
+    lines = [_HEADER[0].format("operator" if by_operator else "kernel"), _HEADER[1]]
     for profile in profiles:
+        groups: dict[str, list[HeldBack]] = {}
         for error in profile.errors:
-            shapes = "" if error.table_shapes is None else _percent(error.table_shapes)
-            cells = (
-                profile.gpu,
-                error.name,
-                str(error.rows),
-                _percent(error.roofline),
-                _percent(error.table_rows),
-                shapes,
-            )
-            lines.append("| " + " | ".join(cells) + " |")
+            groups.setdefault(error.name.split("/")[0] if by_operator else error.name, []).append(error)
+        lines += [_line(profile.gpu, name, errors) for name, errors in groups.items()]
     return "\n".join(lines)
 
 
-def _percent(pair: tuple[float, float]) -> str:
-    return f"{100 * pair[0]:.1f} / {100 * pair[1]:.1f}"
+def _line(gpu: str, name: str, errors: list[HeldBack]) -> str:
+    kinds = ("roofline", "table_rows", "table_shapes")
+    cells = [_percent(np.concatenate([getattr(e, kind) for e in errors])) for kind in kinds]
+    return "| " + " | ".join([gpu, name, str(sum(e.rows for e in errors)), *cells]) + " |"
+
+
+def _percent(errors: Floats) -> str:
+    if not errors.size:
+        return ""
+    return f"{100 * float(np.median(errors)):.1f} / {100 * float(np.quantile(errors, 0.9)):.1f}"

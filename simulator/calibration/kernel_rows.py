@@ -184,6 +184,12 @@ def _gqa(c: Columns, kv_number_bytes: float, arithmetic: str) -> AttentionShape:
     return AttentionShape(c["heads"], c["kv_heads"], c["head_dim"], c["head_dim"], kv_bytes, arithmetic)  # type: ignore[arg-type]
 
 
+def with_units(columns: dict[str, Floats], heads: str) -> dict[str, Floats]:
+    """Adds ``units``: sequences times heads, the pieces of work a kernel deals out to processors. Residuals of
+    different head counts line up along it."""
+    return {**columns, "units": columns["batch"] * columns[heads]}
+
+
 PREFILL = {
     "t0_s": Parameter(5e-6, 1e-6, 6e-5),
     "compute": Parameter(0.6, 0.1, 1.05),
@@ -226,10 +232,10 @@ def prefill_rows(folder: Path, gpu: Gpu) -> Iterator[Rows]:
 
         yield Rows(
             f"prefill_attention/{backend}/{arithmetic}-{kv_format}",
-            columns_of(group, {**_ATTENTION_COLUMNS, "isl": "isl"}),
+            with_units(columns_of(group, {**_ATTENTION_COLUMNS, "isl": "isl"}), "heads"),
             seconds_of(group),
             _HEADS,
-            "batch",
+            "units",
             "isl",
             roofline,
             PREFILL,
@@ -251,10 +257,10 @@ def decode_rows(folder: Path, gpu: Gpu) -> Iterator[Rows]:
 
         yield Rows(
             f"decode_attention/{backend}/{kv_format}",
-            columns_of(group, {**_ATTENTION_COLUMNS, "kv_len": "kv_len"}),
+            with_units(columns_of(group, {**_ATTENTION_COLUMNS, "kv_len": "kv_len"}), "kv_heads"),
             seconds_of(group),
             _HEADS,
-            "batch",
+            "units",
             "kv_len",
             roofline,
             DECODE,
@@ -306,7 +312,7 @@ def moe_rows(folder: Path, gpu: Gpu) -> Iterator[Rows]:
                 },
             ),
             seconds_of(rows),
-            {"hidden": 1.0, "width": 1.0, "top_k": 1.0, "experts": 1.0, "local": 1.0},
+            {"hidden": 2.0, "width": 1.0, "top_k": 1.0, "experts": 2.0, "local": 1.0},
             "tokens",
             None,
             roofline,

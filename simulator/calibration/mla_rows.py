@@ -22,6 +22,7 @@ from simulator.calibration.kernel_rows import (
     read_table,
     seconds_of,
     source_of,
+    with_units,
 )
 from simulator.cost.engine_costs import EngineCosts
 from simulator.cost.operators import Step
@@ -56,8 +57,8 @@ def _prefill_rows(gpu: Gpu, name: str, frame: pd.DataFrame, measured: Floats, so
         shape = AttentionShape(c["heads"], c["heads"], qk, mla.v_dim, kv_bytes)  # type: ignore[arg-type]
         return prefill_attention_time(gpu, p, shape, Chunks(n * s, n * s * (s + 1) / 2, n * s)).seconds
 
-    columns = columns_of(frame, {"heads": "num_heads", "batch": "batch_size", "isl": "isl"})
-    return Rows(name, columns, measured, {"heads": 1.0}, "batch", "isl", roofline, PREFILL, FILL_TOKENS, source)
+    columns = with_units(columns_of(frame, {"heads": "num_heads", "batch": "batch_size", "isl": "isl"}), "heads")
+    return Rows(name, columns, measured, {"heads": 1.0}, "units", "isl", roofline, PREFILL, FILL_TOKENS, source)
 
 
 def _decode_rows(gpu: Gpu, name: str, frame: pd.DataFrame, measured: Floats, source: str) -> Rows:

@@ -111,7 +111,7 @@ class Attention:
         kv = np.minimum(kv, window) if window else kv
         shape, kernel = self.decode_shape, self.decode_kernel
         found = decode_attention_time(self.gpu, kernel.parameters, shape, (n, kv), warm=False)
-        return kernel.apply(found, self._key(shape), n, kv)
+        return kernel.apply(found, self._key(shape), n * shape.kv_heads, kv)
 
     def chunk(self, new: ArrayLike, past: ArrayLike, window: int) -> Time:
         """One layer's attention of one prefill chunk, without the launch, which all chunks of a step share.
@@ -128,7 +128,7 @@ class Attention:
         own, _ = chunk_pairs(q, 0.0, window)
         work = Chunks(q * batch, pairs * batch, attended * batch, np.maximum(pairs - own, 0.0) * batch)
         found = prefill_attention_time(self.gpu, kernel.parameters, shape, work)
-        found = kernel.apply(found, self._key(shape), batch, same).without_fixed()
+        found = kernel.apply(found, self._key(shape), batch * shape.heads, same).without_fixed()
         found = Time(*(getattr(found, f) / batch for f in Time.__dataclass_fields__))
         found = found.scaled(1.0 / self.parallel.dp)
         return found if self.model.mla is None else self._with_expansion(found, p)
