@@ -36,7 +36,10 @@ def print_report(document: Mapping[str, Any], file: IO[str], *, width: int | Non
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(file=file, width=width, force_terminal=False if plain else None, highlight=False, emoji=False)
+    terminal = False if plain else None
+    console = Console(
+        file=file, width=width, force_terminal=terminal, force_jupyter=False, highlight=False, emoji=False
+    )
     page = width or (console.width if console.is_terminal else PROSE_WIDTH)
     _say(console, Text(headline(document), style="bold"), page)
     entries: Sequence[Entry] = document["topologies"]
