@@ -5,6 +5,10 @@ from __future__ import annotations
 from sglang_radix import RadixTree
 
 
+class OutOfMemoryError(Exception):
+    """Where SGLang itself stops with an error: a chunk under way goes on whatever memory says."""
+
+
 class Memory:
     """The free pool and the tree beside it; ``page_size`` tokens are taken and given back together."""
 
@@ -59,7 +63,8 @@ class Memory:
         new = sum(r.extend_end - r.prefix_len for r in reqs)
         self.evict_for(new if self.page_size == 1 else new + len(reqs) * self.page_size)
         self.free -= sum(self.pages(r.extend_end) - self.pages(r.prefix_len) for r in reqs) * self.page_size
-        assert self.free >= 0, "prefill out of memory"
+        if self.free < 0:
+            raise OutOfMemoryError("prefill out of memory")
         for r in reqs:
             self.free_rows -= not r.holds_kv
             r.holds_kv, r.committed = True, r.extend_end
@@ -67,6 +72,7 @@ class Memory:
     def allocate_decode(self, reqs):
         self.evict_for(len(reqs) * self.page_size)
         self.free -= sum(r.committed % self.page_size == 0 for r in reqs) * self.page_size
-        assert self.free >= 0, "decode out of memory"
+        if self.free < 0:
+            raise OutOfMemoryError("decode out of memory")
         for r in reqs:
             r.committed += 1
