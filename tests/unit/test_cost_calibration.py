@@ -1,0 +1,108 @@
+"""Fitting kernels: known parameters come back, gaps and jumps are handled, the shipped profiles are what the tables give."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from simulator.calibration.fit import fit_kernel, fit_parameters, held_back, predict
+from simulator.calibration.fit_tables import MEASURED, error_table, fit_tables
+from simulator.calibration.kernel_rows import Parameter, Rows, _without_jumps, decode_rows, gemm_rows, moe_rows
+from simulator.errors import InputError
+from simulator.hardware.profiles import KERNELS_SUFFIX, load_gpu, read_kernels
+from simulator.resources import shipped
+
+pytest.importorskip("scipy")
+DATA = os.environ.get("SIMULATOR_DATA")
+TABLES = Path(DATA or "", "kernel_data", "aiconfigurator-0.12.0")
+needs_tables = pytest.mark.skipif(not DATA, reason="SIMULATOR_DATA is not set")
+
+
+def rows(noise: float = 0.0) -> Rows:
+    """A memory-bound kernel whose efficiency depends on its shape by up to 20 %."""
+    rng = np.random.default_rng(0)
+    n, k, m = (a.ravel() for a in np.meshgrid([1024.0, 2048, 4096, 8192], [1024.0, 4096], 2.0 ** np.arange(9)))
+    seconds = (3e-6 + n * k * 2 / 2e12) * (1 + 0.2 * np.sin(np.log(n) + np.log(m)))
+    measured = seconds * np.exp(rng.normal(0, noise, seconds.size))
+    return Rows(
+        "gemm/x/bf16",
+        {"n": n, "k": k, "m": m},
+        measured,
+        {"n": 1.0, "k": 1.0},
+        "m",
+        None,
+        lambda p, c: p["t0_s"] + c["n"] * c["k"] * 2 / (p["memory"] * 1e12),
+        {"t0_s": Parameter(1e-6, 1e-7, 1e-4), "memory": Parameter(1.0, 0.1, 10.0)},
+        {"fixed": 7.0},
+        "made up",
+    )
+
+
+def test_parameters_come_back_from_rows_made_of_them() -> None:
+    given = rows()
+    exact = 5e-6 + given.columns["n"] * given.columns["k"] * 2 / 3e12
+    made = Rows(**{**given.__dict__, "measured_s": exact})
+    found = fit_parameters(made)
+    assert found["t0_s"] == pytest.approx(5e-6, rel=1e-3)
+    assert found["memory"] == pytest.approx(3.0, rel=1e-3)
+    assert found["fixed"] == 7.0
+
+
+def test_roofline_and_table_together_give_back_what_was_measured() -> None:
+    given = rows(0.3)
+    assert predict(fit_kernel(given), given) == pytest.approx(given.measured_s, rel=1e-9)
+
+
+def test_rows_held_back_are_foretold_better_with_the_table_than_without() -> None:
+    error = held_back(rows())
+    assert np.median(error.table_rows) < 0.5 * np.median(error.roofline)
+    assert error.rows == 72
+
+
+def test_random_jumps_are_brought_down_and_honest_growth_is_kept() -> None:
+    frame = pd.DataFrame({"m": [1, 4, 16, 64], "n": 8, "k": 8, "latency_us": [9.0, 25.0, 10.0, 40.0]})
+    assert _without_jumps(frame)["latency_us"].tolist() == [9.0, 10.0, 10.0, 40.0]
+
+
+def test_a_missing_table_is_named() -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        fit_tables(Path("nowhere"))
+    with pytest.raises(InputError, match=r"h100_sxm_gemm\.csv"):
+        list(gemm_rows(Path(), load_gpu("h100_sxm")))
+
+
+@needs_tables
+def test_decode_attention_is_foretold_within_five_per_cent_at_ninety_per_cent_of_rows() -> None:
+    found = next(r for r in decode_rows(TABLES, load_gpu("h100_sxm")) if r.name == "decode_attention/vllm/bf16")
+    error = held_back(found)
+    assert np.median(error.table_rows) < 0.025
+    assert np.quantile(error.table_rows, 0.9) < 0.06
+
+
+@needs_tables
+def test_balanced_rows_that_outrun_the_memory_are_taken_for_half_of_the_experts() -> None:
+    kernels = {r.name: r for r in moe_rows(TABLES, load_gpu("h200_sxm"))}
+    odd = kernels["moe/sglang/fp8_block-balanced"].columns
+    assert set(odd["dealt"][(odd["experts"] == 256) & (odd["local"] == 256) & (odd["width"] == 2048)]) == {0.5}
+    assert set(odd["dealt"][odd["experts"] == 128]) == {1.0}
+    assert set(kernels["moe/trtllm/fp8_block-balanced"].columns["dealt"]) == {1.0}
+
+
+@needs_tables
+@pytest.mark.slow
+def test_the_shipped_profiles_are_what_the_tables_give(tmp_path: Path) -> None:
+    profiles = fit_tables(TABLES, tmp_path)
+    assert [p.gpu for p in profiles] == list(MEASURED)
+    for gpu in MEASURED:
+        again = read_kernels(tmp_path / f"{gpu}{KERNELS_SUFFIX}", gpu)
+        there = read_kernels(shipped("hardware_profiles") / f"{gpu}{KERNELS_SUFFIX}", gpu)
+        assert again.sources == there.sources
+        for kernel, values in again.operators.items():
+            for name, value in values.items():
+                room = 1e-8 if name.endswith("_s") else 1e-3
+                assert value == pytest.approx(there.operators[kernel][name], rel=0.02, abs=room), (gpu, kernel, name)
+    assert error_table(profiles).count("\n") == 1
