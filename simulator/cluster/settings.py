@@ -277,7 +277,7 @@ DISTSERVE = Family(
         Setting("max_batch_size", 128, "requests", "prompts of one prefill batch", 1),
         Setting("max_tokens_per_batch", 8192, "tokens", "prompt tokens of one prefill batch", 1),
         Setting("max_decode_batch_size", 1024, "requests", "sequences that may decode at once", 1),
-        Setting("max_decode_tokens", 65536, "tokens", "summed context of the sequences that decode at once", 1),
+        Setting("max_decode_tokens", 65536, "tokens", "new tokens of one decode step, one a sequence", 1),
         Setting(
             "accept_block_fraction",
             0.05,

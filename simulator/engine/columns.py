@@ -37,6 +37,7 @@ NUMBERS: dict[str, str] = {
     "pending_prompt_tokens": "prompt tokens submitted and not yet computed",
     "promised": "blocks promised to running requests beyond those they hold",
     "unsent_count": "requests whose first token is made but not yet sent",
+    "late_count": "requests left out of the batch that ended last",
     "heap_count": "entries of the heap of last batches",
     "reports_count": "ended transfers not yet reported to the scheduler",
     "news_count": "news not yet taken",
@@ -78,6 +79,7 @@ SLOT_INTS: dict[str, str] = {
     "hit": "tokens found in the prefix cache at first admission, -1 before",
     "times_preempted": "preemptions",
     "bucket_next": "next slot with the same block phase",
+    "passed": "how often prompts have passed it by (Splitwise)",
     "pledge": "blocks promised to it in all, those it holds included; 0: none promised",
     "remote": "1: its KV is to be read from elsewhere; 2: the read has been reported; 0: neither",
 }
@@ -122,6 +124,7 @@ ARRAYS: dict[str, str] = {
     "news_slot": "slot",
     "news_value": "READ: blocks to be read",
     "news_s": "moment",
+    "late": "slots of requests left out of the batch that ended last",
     "unsent": "slots whose first token is made but not yet sent",
     "stream_phase": "decoding requests by the batch, modulo the streaming interval, after which tokens are sent",
     "stream_end_s": "ring: ends of as many batches as the streaming interval, and one more",

@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 from simulator.cost.table import StepCostTable
 from simulator.engine import steps
-from simulator.engine.makers import first_token_made, longest_prompt, make_tensorrt_llm, make_vllm
+from simulator.engine.makers import (
+    first_token_made,
+    longest_prompt,
+    make_distserve,
+    make_splitwise,
+    make_tensorrt_llm,
+    make_vllm,
+)
 from simulator.engine.rules import REMADE
 from simulator.engine.sglang.policy import SGLANG
 from simulator.errors import InputError, unknown
@@ -109,6 +116,8 @@ def shared(make: Callable[[EngineSpec, Any, Any], Any], block_setting: str = "bl
 POLICIES: dict[str, Policy] = {
     "vllm-v1": shared(make_vllm),
     "tensorrt-llm": shared(make_tensorrt_llm, "tokens_per_block"),
+    "distserve": shared(make_distserve),
+    "splitwise": shared(make_splitwise),
     "sglang": Policy(*SGLANG),
 }
 

@@ -10,15 +10,19 @@ from numpy.typing import NDArray
 from simulator.cost.table import step_cost_record
 from simulator.engine.rules import (
     AT_DECODE,
+    AT_PREFILL,
+    DISTSERVE,
     GUARANTEED_NO_EVICT,
     MAX_UTILIZATION,
     REMADE,
+    SPLITWISE,
     STATIC_BATCH,
     TENSORRT_LLM,
     RuleSet,
     rules_record,
 )
 from simulator.engine.state import COLOCATED, DECODE, PREFILL, make_engine
+from simulator.errors import InputError
 
 if TYPE_CHECKING:
     from simulator.engine.engine import EngineSpec
@@ -29,6 +33,7 @@ CAPACITY = {
     "MAX_UTILIZATION": MAX_UTILIZATION,
     "STATIC_BATCH": STATIC_BATCH,
 }
+FIRST_TOKEN = {"tensorrt-llm": AT_DECODE, "sglang": AT_DECODE, "distserve": AT_PREFILL, "splitwise": AT_PREFILL}
 
 
 def make_vllm(spec: EngineSpec, content: Any, desk: Any) -> Any:
@@ -86,9 +91,65 @@ def make_tensorrt_llm(spec: EngineSpec, content: Any, desk: Any) -> Any:
     )
 
 
+def make_distserve(spec: EngineSpec, content: Any, desk: Any) -> Any:
+    """State of one of DistServe's stages: context (role prefill) or decoding (role decode)."""
+    s = spec.settings
+    if spec.role not in ("prefill", "decode"):
+        raise InputError(f"engine distserve: role '{spec.role}' is not allowed; allowed: prefill, decode")
+    rules = RuleSet(
+        policy=DISTSERVE,
+        chunking=False,
+        first_token=first_token_made(spec.policy),
+        prompt_seqs=int(s["max_batch_size"]),
+        prompt_tokens=int(s["max_tokens_per_batch"]),
+        accept_blocks=float(s["accept_block_fraction"]) * spec.kv_blocks,
+        stream_interval=int(s["stream_interval"]),
+    )
+    decodes = min(int(s["max_decode_batch_size"]), int(s["max_decode_tokens"]))
+    seqs = decodes if spec.role == "decode" else rules.prompt_seqs
+    return make_plain(spec, rules, seqs, seqs + rules.prompt_tokens, content, desk)
+
+
+def make_splitwise(spec: EngineSpec, content: Any, desk: Any) -> Any:
+    """State of a prompt machine (role prefill), a token machine (decode) or a mixed one (colocated, mixed)."""
+    s = spec.settings
+    rules = RuleSet(
+        policy=SPLITWISE,
+        chunking=False,
+        first_token=first_token_made(spec.policy),
+        prompt_tokens=int(s["max_prompt_tokens"]),
+        max_preemptions=int(s["max_preemptions"]),
+        stream_interval=int(s["stream_interval"]),
+    )
+    seqs = min(int(s["max_batch_size"]), rules.prompt_tokens)
+    return make_plain(spec, rules, seqs, seqs + rules.prompt_tokens, content, desk)
+
+
+def make_plain(spec: EngineSpec, rules: RuleSet, seqs: int, tokens: int, content: Any, desk: Any) -> Any:
+    """An engine that plans a batch when the last one has ended, without a prefix cache."""
+    return make_engine(
+        ROLES[spec.role],
+        1,
+        seqs,
+        tokens,
+        int(spec.settings["block_size"]),
+        int(spec.settings["max_model_len"]),
+        False,
+        False,
+        spec.tell_finished,
+        spec.logging,
+        spec.macro and not spec.logging,
+        spec.kv_blocks,
+        rules_record(rules),
+        step_cost_record(spec.cost),
+        content,
+        desk,
+    )
+
+
 def first_token_made(policy: str) -> int:
     """Where the first token of a handed-over request is made: see ``simulator.engine.rules``."""
-    return {"tensorrt-llm": AT_DECODE, "sglang": AT_DECODE}.get(policy, REMADE)
+    return FIRST_TOKEN.get(policy, REMADE)
 
 
 def output_limits(spec: EngineSpec) -> NDArray[np.int64]:
@@ -100,4 +161,4 @@ def longest_prompt(policy: str, settings: dict[str, Any]) -> int | None:
     """Tokens of the longest prompt the engine ever computes, where a step's size bounds it; None where it does not."""
     if policy == "tensorrt-llm" and not settings["enable_chunked_prefill"]:
         return int(settings["max_num_tokens"])
-    return None
+    return int(settings["max_tokens_per_batch"]) if policy == "distserve" else None

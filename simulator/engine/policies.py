@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from simulator.compiled import compiled
 from simulator.engine.blocks import blocks_for
-from simulator.engine.rules import TENSORRT_LLM
+from simulator.engine.distserve import must_wait_stage, plan_stage
+from simulator.engine.rules import DISTSERVE, SPLITWISE, TENSORRT_LLM
+from simulator.engine.splitwise import must_wait_machine, plan_machine
 from simulator.engine.tensorrt_llm import must_wait_in_flight, plan_in_flight
 from simulator.engine.vllm import plan_batch
 
@@ -15,12 +17,25 @@ def plan(e, now):  # type: ignore[no-untyped-def]
     computed tokens before them, their attention seconds, prompts completed), and the decoding requests."""
     if e.rules.policy == TENSORRT_LLM:
         return plan_in_flight(e, now)
+    if e.rules.policy == DISTSERVE:
+        return plan_stage(e, now)
+    if e.rules.policy == SPLITWISE:
+        return plan_machine(e, now)
     return plan_batch(e, now)
 
 
 @compiled
-def must_wait(e):  # type: ignore[no-untyped-def]
-    """Whether no waiting request can join while nothing but decode happens. False where that is not certain."""
+def must_wait(e, full):  # type: ignore[no-untyped-def]
+    """Whether no waiting request can join while nothing but decode happens. False where that is not certain.
+
+    ``full``: no further request may run at all.
+    """
+    if e.rules.policy == DISTSERVE:
+        return must_wait_stage(e)
+    if e.rules.policy == SPLITWISE:
+        return must_wait_machine(e, full)
+    if full:
+        return True
     if e.rules.policy == TENSORRT_LLM:
         return must_wait_in_flight(e)
     s = e.waiting[e.waiting_head]

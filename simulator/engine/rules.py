@@ -34,7 +34,6 @@ class RuleSet:
     first_token: int = REMADE
     prompt_seqs: int = 0  # DistServe: prompts of a batch, at most
     prompt_tokens: int = 0  # DistServe, Splitwise: prompt tokens of a batch, at most
-    decode_tokens: int = 0  # DistServe: summed context of a decode batch, at most
     accept_blocks: float = 0.0  # DistServe: takes the next prompt while those not begun hold fewer blocks
     max_preemptions: int = 0  # Splitwise: how often a request may be passed over
     stream_interval: int = 1  # tokens sent to the client together
@@ -59,7 +58,6 @@ def make_rules(  # type: ignore[no-untyped-def]
     first_token,
     prompt_seqs,
     prompt_tokens,
-    decode_tokens,
     accept_blocks,
     max_preemptions,
     stream_interval,
@@ -74,7 +72,6 @@ def make_rules(  # type: ignore[no-untyped-def]
         first_token,
         prompt_seqs,
         prompt_tokens,
-        decode_tokens,
         accept_blocks,
         max_preemptions,
         stream_interval,

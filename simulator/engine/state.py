@@ -127,6 +127,7 @@ def make_engine(  # type: ignore[no-untyped-def]
         0,
         0,
         0,
+        0,
         slots,
         0.0,
         0.0,
@@ -145,6 +146,7 @@ def make_engine(  # type: ignore[no-untyped-def]
         0,
         0,
         # slots: integers
+        zeros.copy(),
         zeros.copy(),
         zeros.copy(),
         zeros.copy(),
@@ -204,6 +206,7 @@ def make_engine(  # type: ignore[no-untyped-def]
         zeros.copy(),
         reals.copy(),
         zeros.copy(),
+        zeros.copy(),
         np.zeros(rules.stream_interval, np.int64),
         np.zeros(rules.stream_interval + 1),
         np.zeros(GAP_BINS, np.int64),
@@ -256,7 +259,7 @@ def grow_slots(e):  # type: ignore[no-untyped-def]
     e.segment, e.segment_low = longer(e.segment), longer(e.segment_low)
     e.token_sum, e.last_token = longer(e.token_sum), longer(e.last_token)
     e.running, e.holding, e.reports = longer(e.running), longer(e.holding), longer(e.reports)
-    e.unsent = longer(e.unsent)
+    e.unsent, e.late, e.passed = longer(e.unsent), longer(e.late), longer(e.passed)
     e.firsts, e.leaving, e.stale = wider(e.firsts), wider(e.leaving), wider(e.stale)
     e.absent, e.batch_report = wider(e.absent), wider(e.batch_report)
     ring = np.zeros(old * 2, np.int64)
@@ -277,7 +280,7 @@ def new_slot(e, row, prompt, target):  # type: ignore[no-untyped-def]
     e.free_slots -= 1
     s = e.free_slot[e.free_slots]
     e.row[s], e.status[s], e.prompt[s], e.target[s] = row, WAITING, prompt, target
-    e.received[s], e.computed[s], e.remote[s], e.pledge[s] = 0, 0, 0, 0
+    e.received[s], e.computed[s], e.remote[s], e.pledge[s], e.passed[s] = 0, 0, 0, 0, 0
     e.absent_batch[s], e.stale_batch[s] = -1, -1
     e.held_blocks[s], e.registered[s], e.table[s] = 0, 0, -1
     e.hit[s], e.times_preempted[s], e.token_sum[s] = -1, 0, 0.0

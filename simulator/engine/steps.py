@@ -151,6 +151,7 @@ def move_on_absent(e):  # type: ignore[no-untyped-def]
     for i in range(e.batch_absent[r]):
         s = e.absent[r, i]
         drop_decode(e, s)
+        e.absent_batch[s] = e.planned
         e.offset[s] -= 1
         e.last_batch[s] += 1
         e.decodes += 1
@@ -181,7 +182,7 @@ def complete(e):  # type: ignore[no-untyped-def]
     b = e.completed
     r = b % RING
     end = e.batch_end_s[r]
-    sum_before, low_before = e.end_sum, e.end_sum_low
+    sum_before, low_before, previous = e.end_sum, e.end_sum_low, e.previous_end_s
     advance_clock(e, end)
     for i in range(e.batch_firsts[r]):
         s = e.firsts[r, i]
@@ -189,9 +190,12 @@ def complete(e):  # type: ignore[no-untyped-def]
             first_token(e, s, end, sum_before, low_before)
     for i in range(e.batch_absent[r]):
         s = e.absent[r, i]
-        if e.status[s] == DECODING and e.first_batch[s] <= b:
+        if (e.status[s] == DECODING or e.status[s] == LEAVING) and e.first_batch[s] <= b:
             e.first_batch[s] += 1
             e.token_sum[s] -= end
+            note_late(e, s, previous)
+    if e.late_count > 0:
+        count_late(e, b, end, previous)
     if e.caching and e.depth > 1:
         register_filled(e, b)
         register_leaving(e, (b + 1) % RING, e.planned > b + 1)
@@ -209,13 +213,45 @@ def complete(e):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def note_late(e, s, previous):  # type: ignore[no-untyped-def]
+    """The request was left out of a batch: its next gap began at the end of the batch before."""
+    for i in range(e.late_count):
+        if e.late[i] == s:
+            return
+    e.last_token[s] = previous
+    e.late[e.late_count] = s
+    e.late_count += 1
+
+
+@compiled
+def count_late(e, b, end, previous):  # type: ignore[no-untyped-def]
+    """Requests that were left out and are in batch ``b``: their gap is not the batch's."""
+    kept = 0
+    for i in range(e.late_count):
+        s = e.late[i]
+        if e.status[s] != DECODING and e.status[s] != LEAVING:
+            continue
+        if e.first_batch[s] > b or e.absent_batch[s] >= b:
+            e.late[kept] = s
+            kept += 1
+            continue
+        count_gap(e, end - previous, -1)
+        count_gap(e, end - e.last_token[s], 1)
+    e.late_count = kept
+
+
+@compiled
 def register_leaving(e, r, there):  # type: ignore[no-untyped-def]
-    """Requests that left the decoding set with the batch after this one: the block this batch filled is cached too."""
+    """Requests that are not in the decoding set of the batch after this one: the block this one filled is cached too."""
     if there:
         for i in range(e.batch_leaving[r]):
             s = e.leaving[r, i]
             if e.status[s] == LEAVING and e.last_batch[s] > e.first_batch[s]:
                 register_blocks(e, s, e.prompt[s] + e.target[s] - 2)
+        for i in range(e.batch_absent[r]):
+            s = e.absent[r, i]
+            if e.status[s] == DECODING:
+                register_blocks(e, s, e.planned + e.offset[s])
 
 
 @compiled
@@ -311,18 +347,18 @@ def hear_of_transfer(e, s):  # type: ignore[no-untyped-def]
 @compiled
 def is_plain(e):  # type: ignore[no-untyped-def]
     """Whether nothing but decode is in sight: no prompt, no report, no first or last token, nobody who could join."""
-    if e.decodes == 0 or e.partials > 0 or e.reports_count > 0 or e.planned - e.completed != e.depth:
+    if e.decodes == 0 or e.partials + e.reports_count + e.late_count > 0 or e.planned - e.completed != e.depth:
         return False
     for b in range(e.completed, e.planned):
         r = b % RING
         if e.batch_firsts[r] + e.batch_leaving[r] + e.batch_stale[r] + e.batch_absent[r] + e.batch_reports[r] > 0:
             return False
-    if e.running_count >= e.max_num_seqs or e.token_budget <= e.decodes:
-        return True
-    for i in range(e.holding_count):
-        if e.remote[e.holding[i]] == 2:
-            return False
-    return e.waiting_count == 0 or must_wait(e)
+    full = e.running_count >= e.max_num_seqs or e.token_budget <= e.decodes
+    if not full:
+        for i in range(e.holding_count):
+            if e.remote[e.holding[i]] == 2:
+                return False
+    return e.waiting_count == 0 or must_wait(e, full)
 
 
 @compiled

@@ -8,21 +8,13 @@ come, first served.
 from __future__ import annotations
 
 from simulator.compiled import compiled
-from simulator.engine.blocks import blocks_for, cached_blocks, register_blocks, share_blocks, take_blocks
+from simulator.engine.blocks import blocks_for, cached_blocks, share_blocks
 from simulator.engine.columns import RING
-from simulator.engine.rules import AT_DECODE, MAX_UTILIZATION, STATIC_BATCH
-from simulator.engine.state import DECODING, PREFILL, PREFILLING, READ, REMOTE, leave_waiting, log_entry, tell
-from simulator.engine.vllm import (
-    admit,
-    compute_chunk,
-    decode_all,
-    leave_out_from,
-    log_decodes,
-    settle_last_tokens,
-    take_decode_block,
-)
-
-NOTHING = (0, 0, 0, 0, 0, 0.0, 0)
+from simulator.engine.decoding import decode_or_pause
+from simulator.engine.handed_over import ask_for_kv, begin_loaded, hold
+from simulator.engine.rules import MAX_UTILIZATION, STATIC_BATCH
+from simulator.engine.state import PREFILL, PREFILLING, leave_waiting
+from simulator.engine.vllm import admit, compute_chunk, decode_all, log_decodes, settle_last_tokens
 
 
 @compiled
@@ -51,24 +43,6 @@ def plan_in_flight(e, now):  # type: ignore[no-untyped-def]
         if may_start:
             work = start_prompts(e, budget, work, now)
     return work, decodes
-
-
-@compiled
-def decode_or_pause(e):  # type: ignore[no-untyped-def]
-    """MAX_UTILIZATION with too few blocks: in order of admission, pausing the newest until each has its block."""
-    work = NOTHING
-    i = 0
-    while i < e.running_count:
-        s = e.running[i]
-        if e.status[s] == DECODING:
-            if not take_decode_block(e, s):
-                break
-            work = (work[0] + 1, work[1] + e.planned + e.offset[s], 0, 0, 0, 0.0, 0)
-            if e.logging:
-                log_entry(e, s, 1)
-        i += 1
-    leave_out_from(e, i)
-    return work
 
 
 @compiled
@@ -108,48 +82,6 @@ def blocks_to_start(e, s):  # type: ignore[no-untyped-def]
     elif row < e.rules.limits.size and e.rules.limits[row] >= 0:
         limit = min(limit, e.rules.limits[row])
     return min(blocks_for(e, prompt + max(limit, e.target[s] - 1)), e.pool.blocks)
-
-
-@compiled
-def hold(e, s, tokens, needed):  # type: ignore[no-untyped-def]
-    """Take blocks for ``tokens`` tokens now, and have the rest of ``needed`` promised."""
-    if e.rules.reserving:
-        e.pledge[s] = needed
-        e.promised += needed - e.held_blocks[s]
-    take_blocks(e, s, tokens)
-
-
-@compiled
-def begin_loaded(e, budget, work, now):  # type: ignore[no-untyped-def]
-    """Requests whose KV has come from a context server: their next token is an ordinary generation step."""
-    i = 0
-    while i < e.holding_count and budget > 0 and e.running_count < e.max_num_seqs:
-        s = e.holding[i]
-        known = e.prompt[s] + e.received[s]
-        if e.remote[s] != 2:
-            i += 1
-            continue
-        for j in range(i, e.holding_count - 1):
-            e.holding[j] = e.holding[j + 1]
-        e.holding_count -= 1
-        e.remote[s] = 0
-        register_blocks(e, s, e.prompt[s])
-        e.computed[s] = known - 1
-        e.pending_prompt_tokens += 1
-        admit(e, s, now)
-        send_first(e, s, now)
-        work = compute_chunk(e, s, 1, work)
-        budget -= 1
-    return budget, work
-
-
-@compiled
-def send_first(e, s, now):  # type: ignore[no-untyped-def]
-    """The token made at the context server goes to the client as the request begins here."""
-    if e.rules.first_token == AT_DECODE:
-        e.desk.first_token_s[e.row[s]] = now
-    e.last_token[s] = e.desk.first_token_s[e.row[s]]
-    e.token_sum[s] = e.last_token[s]
 
 
 @compiled
@@ -202,21 +134,6 @@ def start_prompt(e, s, tokens, needed, work, now):  # type: ignore[no-untyped-de
     e.pending_prompt_tokens -= found
     admit(e, s, now)
     return compute_chunk(e, s, min(tokens, known - found), work)
-
-
-@compiled
-def ask_for_kv(e, s, needed, now):  # type: ignore[no-untyped-def]
-    """Take blocks for a prompt computed elsewhere and ask for its KV."""
-    hits, _ = cached_blocks(e, s, e.prompt[s])
-    if hits > 0:
-        share_blocks(e, s, hits)
-    hold(e, s, e.prompt[s] + e.received[s], needed)
-    e.computed[s] = e.prompt[s]
-    e.status[s] = REMOTE
-    e.first_batch[s], e.last_token[s] = e.planned, now
-    e.holding[e.holding_count] = s
-    e.holding_count += 1
-    tell(e, READ, s, blocks_for(e, e.prompt[s]) - hits, now)
 
 
 @compiled

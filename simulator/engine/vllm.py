@@ -74,7 +74,7 @@ def plan_batch(e, now):  # type: ignore[no-untyped-def]
 def log_decodes(e):  # type: ignore[no-untyped-def]
     for i in range(e.running_count):
         s = e.running[i]
-        if e.status[s] == DECODING and e.absent_batch[s] != e.planned:
+        if e.status[s] == DECODING:
             log_entry(e, s, 1)
 
 
@@ -152,7 +152,6 @@ def leave_out_from(e, position):  # type: ignore[no-untyped-def]
         if e.status[s] == DECODING and e.first_batch[s] < e.planned:
             e.absent[r, e.batch_absent[r]] = s
             e.batch_absent[r] += 1
-            e.absent_batch[s] = e.planned
 
 
 @compiled
@@ -392,9 +391,10 @@ def start_read(e, s, hits, idle, now):  # type: ignore[no-untyped-def]
 @compiled
 def settle_last_tokens(e):  # type: ignore[no-untyped-def]
     """Decoding requests for which the batch being planned brings the last token leave the decoding set."""
+    r = e.planned % RING
     while next_last_batch(e) == e.planned:
         s = e.heap_slot[0]
-        if e.absent_batch[s] == e.planned:  # and so are all after it in running order
+        if e.batch_absent[r] > 0 and e.order[s] >= e.order[e.absent[r, 0]]:  # left out, as all behind it are
             break
         drop_decode(e, s)
         leave_after(e, s)

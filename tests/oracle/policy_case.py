@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypothesis import HealthCheck, Phase, settings
+
 from simulator.cluster.plan import ClusterPlan, KvTransferPlan, Route, WorkerPlan
 from simulator.cluster.run import Cluster, RunOptions
 from simulator.cluster.schema import PoolPart, RoutingPart, Topology
@@ -31,6 +33,13 @@ def run_policy(
     cluster = Cluster(plan, case.trace, Arrivals(), options)
     cluster.run()
     return cluster
+
+
+def some(examples: int) -> settings:
+    """The same cases on every run; a failing one is told as drawn."""
+    phases = [Phase.explicit, Phase.generate]
+    checks = list(HealthCheck)
+    return settings(max_examples=examples, deadline=None, derandomize=True, phases=phases, suppress_health_check=checks)
 
 
 def assert_empty(cluster: Cluster) -> None:

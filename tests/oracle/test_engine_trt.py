@@ -6,17 +6,11 @@ from itertools import pairwise
 
 import pytest
 from engine_case import as_case, assert_equal
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from policy_case import assert_empty, run_policy
+from policy_case import assert_empty, run_policy, some
 from random_cases import cases
 from trt_scheduler import TrtCase
-
-
-def some(examples: int) -> settings:
-    phases = [Phase.explicit, Phase.generate]
-    checks = list(HealthCheck)
-    return settings(max_examples=examples, deadline=None, derandomize=True, phases=phases, suppress_health_check=checks)
 
 
 @st.composite
