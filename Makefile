@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 JOBS   ?= 2
-DEMO   := chat --topology colocated --topology 1p1d --slo ttft=2s,tpot=50ms --out out
+DEMO   := chat --rate-scale 4 --topology colocated --topology 1p1d --slo ttft=500ms,tpot=12ms --out out
 
 .PHONY: help demo test fast setup warm lint tests format wheel clean
 
