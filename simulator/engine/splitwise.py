@@ -48,12 +48,19 @@ def plan_machine(e, now):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def is_aged(e, s):  # type: ignore[no-untyped-def]
+    """Whether a decoding request goes before prompts: it was left out just now, and often enough in all."""
+    if e.rules.max_preemptions == 0:
+        return True
+    return e.passed[s] >= e.rules.max_preemptions and e.absent_batch[s] == e.planned - 1
+
+
+@compiled
 def count_aged(e):  # type: ignore[no-untyped-def]
-    """Decoding requests that have been passed over as often as may be: they go first."""
     aged = 0
     for i in range(e.running_count):
         s = e.running[i]
-        aged += e.status[s] == DECODING and e.passed[s] >= e.rules.max_preemptions
+        aged += e.status[s] == DECODING and is_aged(e, s)
     return aged
 
 
@@ -86,7 +93,7 @@ def decode_some(e, left):  # type: ignore[no-untyped-def]
         s = e.running[i]
         if e.status[s] != DECODING:
             continue
-        if e.passed[s] < e.rules.max_preemptions:
+        if not is_aged(e, s):
             if left == 0:
                 e.passed[s] += 1
                 e.absent[r, e.batch_absent[r]] = s

@@ -16,6 +16,7 @@ class MachineScheduler(Scheduler):
         super().__init__(settings, role, *others)
         self.limits = settings
         self.passed: dict[Request, int] = {}
+        self.left_out: set[Request] = set()
 
     def add(self, r: Request) -> None:
         if self.role is Role.DECODE:
@@ -27,13 +28,14 @@ class MachineScheduler(Scheduler):
         seats = min(self.limits["max_batch_size"], self.limits["max_prompt_tokens"])
         needed = sum(self.pool.blocks_for(r.tokens) - len(r.blocks) for r in self.running)
         prompts: list[Request] = []
+        left_out, self.left_out = self.left_out, set()
         if needed > len(self.pool.free):
             for r in list(self.running):
                 if r in self.running and self._make_room(r, 1, step):
                     step.tokens[r] = 1
                     step.decoding.add(r)
         else:
-            prompts = self._decode_beside_prompts(step, seats, len(self.pool.free) - needed)
+            prompts = self._decode_beside_prompts(step, seats, len(self.pool.free) - needed, left_out)
         if not step.preempted:
             self._begin_loaded(step, seats)
             for r in prompts:
@@ -57,8 +59,9 @@ class MachineScheduler(Scheduler):
             step.sampling.add(r)
         return step
 
-    def _decode_beside_prompts(self, step: Step, seats: int, room: int) -> list[Request]:
-        aged = [r for r in self.running if self.passed.get(r, 0) >= self.limits["max_preemptions"]]
+    def _decode_beside_prompts(self, step: Step, seats: int, room: int, left_out: set[Request]) -> list[Request]:
+        most = self.limits["max_preemptions"]
+        aged = [r for r in self.running if most == 0 or (self.passed[r] >= most and r in left_out)]
         tokens = self.limits["max_prompt_tokens"] - len(aged)
         prompts: list[Request] = []
         for r in self.waiting:
@@ -76,7 +79,8 @@ class MachineScheduler(Scheduler):
             tokens = max(tokens - r.tokens, 0)
         for r in self.running:
             if r not in aged and tokens == 0:
-                self.passed[r] = self.passed.get(r, 0) + 1
+                self.passed[r] += 1
+                self.left_out.add(r)
                 continue
             tokens -= r not in aged
             self._extend(r, r.tokens)
@@ -94,7 +98,7 @@ class MachineScheduler(Scheduler):
 
     def _start(self, r: Request, step: Step, new: int, past: int) -> None:
         r.state, r.computed = State.RUNNING, past
-        self.passed[r] = 0
+        self.passed.setdefault(r, 0)
         self._extend(r, past + new)
         self.running.append(r)
         step.tokens[r] = new
