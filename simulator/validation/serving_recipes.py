@@ -47,14 +47,15 @@ def _longest(point: Point) -> int:
 def _profile(point: Point) -> str:
     version = _numbers(point.version)
     for backend, last, name in ERAS:
-        if point.backend == backend and version and version <= last and name in profile_names():
+        if point.backend == backend and version and version[: len(last)] <= last and name in profile_names():
             return name
     return PROFILES[point.backend]
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    parts = version.split(".")[:2]
-    return tuple(int(p) for p in parts) if all(p.isdigit() for p in parts) else ()
+    parts = version.split(".")[:3]
+    numbers = [int(p) for p in parts if p.isdigit()]
+    return tuple(numbers) if len(numbers) == len(parts) else ()
 
 
 def _precision(point: Point) -> Precision:
@@ -76,7 +77,8 @@ def _precision(point: Point) -> Precision:
 
 def _kv_cache(point: Point) -> str:
     if point.origin != "inferencex":
-        return "bf16"
+        # nvidia's fp8 checkpoints carry scales for an fp8 cache, and TensorRT-LLM takes it up
+        return "fp8" if point.backend == "trtllm" and point.precision in ("fp8", "fp4") else "bf16"
     if point.backend == "vllm":
         llama = point.model.startswith("llama")
         return "fp8" if llama and point.system != "h100_sxm" else "bf16"
@@ -90,7 +92,8 @@ def _kv_cache(point: Point) -> str:
 def _vllm(point: Point, role: str) -> dict[str, Any]:
     if point.origin != "inferencex":
         return {
-            "max_num_batched_tokens": 8192,
+            "max_num_batched_tokens": _generated_tokens(point, role),
+            "max_num_seqs": point.concurrency,
             "prefix_caching": False,
             "async_scheduling": _numbers(point.version) >= (0, 14),
         }
@@ -98,9 +101,23 @@ def _vllm(point: Point, role: str) -> dict[str, Any]:
     return {"max_num_batched_tokens": 8192, "prefix_caching": False, "max_num_seqs": sequences}
 
 
+def _generated_tokens(point: Point, role: str) -> int:
+    """Tokens of a step as NVIDIA's configuration generator sets them for its own runs (``aiconfigurator``,
+    generator/rule_plugin/benchmark/*.rule)."""
+    sequences = 0 if role == "prefill" else point.concurrency
+    return sequences if role == "decode" else sequences + point.input_tokens + 1500
+
+
 def _sglang(point: Point, role: str) -> dict[str, Any]:
     if point.origin != "inferencex":
-        return {"disable_radix_cache": True, "ignore_eos": True}
+        return {
+            "disable_radix_cache": True,
+            "ignore_eos": True,
+            "max_prefill_tokens": point.input_tokens + 1500,
+            # enable_mixed_chunk came into the generator's rules after the runs of 0.5.1 (2025-08)
+            "mixed_chunk": _numbers(point.version.replace("post", "")) >= (0, 5, 6),
+            "max_running_requests": max(point.concurrency, 1),
+        }
     found: dict[str, Any] = {"disable_radix_cache": True, "ignore_eos": True}
     if point.mode == "disagg":
         return found
@@ -119,7 +136,13 @@ def _sglang(point: Point, role: str) -> dict[str, Any]:
 
 
 def _trtllm(point: Point, role: str) -> dict[str, Any]:
-    if point.origin != "inferencex" or point.mode == "disagg":
+    if point.origin != "inferencex":
+        return {
+            "enable_block_reuse": False,
+            "max_batch_size": point.concurrency,
+            "max_num_tokens": max(_generated_tokens(point, role), 1),
+        }
+    if point.mode == "disagg":
         return {"enable_block_reuse": False} | _disagg_tokens(point, role)
     short = point.input_tokens == point.output_tokens == 1024
     gpus = point.groups[0].gpus

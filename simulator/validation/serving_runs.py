@@ -72,8 +72,10 @@ def requests_of(point: Point) -> Trace:
             lengths.append(draw.integers(low, high + 1, count))
         else:
             lengths.append(np.full(count, nominal))
+    inputs, outputs = (np.maximum(x, 1) for x in lengths)
+    # the clients ask for exactly so many tokens, and never stop earlier (--ignore-eos)
     return Trace.from_columns(
-        np.zeros(count), *(np.maximum(x, 1) for x in lengths), name=point.point, source=point.point
+        np.zeros(count), inputs, outputs, max_output_tokens=outputs, name=point.point, source=point.point
     )
 
 
