@@ -243,18 +243,21 @@ def grow_slots(e):  # type: ignore[no-untyped-def]
 
 @compiled
 def new_slot(e, row, prompt, target):  # type: ignore[no-untyped-def]
-    """A slot for a request that has just come; what it may make is cut to what can ever fit."""
+    """A slot for a request that has just come; what it may make is cut to what can ever fit.
+
+    Where the end of sequence is ignored, the length of the trace is what the client asked for.
+    """
     if e.free_slots == 0:
         grow_slots(e)
     e.free_slots -= 1
     s = e.free_slot[e.free_slots]
     limit = target
-    if e.role != PREFILL and row < e.limits.size and e.limits[row] >= 0:
+    if not e.ignore_eos and e.role != PREFILL and row < e.limits.size and e.limits[row] >= 0:
         limit = e.limits[row]
     limit = max(0, min(limit, e.longest - prompt - 1))
     limit = max(0, min(limit, e.pool_size - pages(e, prompt) * e.page - e.page - 1))
     e.row[s], e.status[s], e.prompt[s], e.target[s] = row, WAITING, prompt, target
-    e.limit[s], e.final[s] = limit, max(limit if e.ignore_eos else min(limit, target), 1)
+    e.limit[s], e.final[s] = limit, max(min(limit, target), 1)
     e.outputs[s], e.fill[s], e.prefix[s], e.extend_end[s] = 0, prompt, 0, 0
     e.protected[s], e.committed[s], e.matched[s] = 0, 0, 0
     e.node[s], e.hit[s], e.times_preempted[s], e.holds[s], e.started[s] = -1, -1, 0, 0, 0
