@@ -147,7 +147,7 @@ WIDE = 2.0
 _ACTIVATION_FORMAT = {"fp8": "fp8", "fp8_block": "fp8", "int8": "int8", "nvfp4": "nvfp4", "mxfp4": "fp8"}
 
 
-def gemm_format(gpu: Gpu, stored: str, arithmetic: str) -> tuple[str, GemmFormat]:
+def gemm_format(gpu: Gpu, stored: str, arithmetic: str, *, experts: bool = False) -> tuple[str, GemmFormat]:
     """How a GPU multiplies weights stored as ``stored``: the kernel's format name, and bytes and arithmetic.
 
     Arithmetic the GPU lacks is replaced by bf16 with the weights widened in registers (as Marlin does), no faster than
@@ -158,8 +158,12 @@ def gemm_format(gpu: Gpu, stored: str, arithmetic: str) -> tuple[str, GemmFormat
         arithmetic = stored  # Blackwell's tensor cores take it as it is; elsewhere it is widened
     native = arithmetic in gpu.peak_flops
     if arithmetic == "bf16" or not native:
-        widened = _defaults().operators["widening"]["weights_per_sm_s"] * gpu.sms if weight_bytes < WIDE else 0.0
-        return "bf16", GemmFormat(weight_bytes, 2.0, "bf16", quantised=False, widened_per_s=widened)
+        if weight_bytes >= WIDE:
+            return "bf16", GemmFormat(weight_bytes, 2.0, "bf16", quantised=False)
+        widening = _defaults().operators["widening"]
+        share = widening["experts_compute" if experts else "gemm_compute"]
+        rate = widening["weights_per_sm_s"] * gpu.sms
+        return "bf16", GemmFormat(weight_bytes, 2.0, "bf16", quantised=False, widened_per_s=rate, compute_share=share)
     activation = BYTES_PER_NUMBER[_ACTIVATION_FORMAT.get(stored, "bf16")]
     kind = stored if stored in _NEAREST else arithmetic
     return kind, GemmFormat(weight_bytes, activation, arithmetic, quantised=activation < 2.0)

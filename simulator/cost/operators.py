@@ -196,7 +196,7 @@ class Step:
         return MoeShape(m.hidden, width, moe.experts, local, moe.top_k, 3.0 if m.gated else 2.0)
 
     def _experts_kernel(self) -> tuple[Kernel, GemmFormat]:
-        kind, form = gemm_format(self.gpu, self.precision.weights, self.precision.gemm_arithmetic)
+        kind, form = gemm_format(self.gpu, self.precision.weights, self.precision.gemm_arithmetic, experts=True)
         names = [f"{f}-{self.costs.routing}" for f in nearest_formats(kind)]
         return self.kernels.find("moe", self.costs.kernels, *names), form
 

@@ -95,6 +95,7 @@ class GemmFormat:
     arithmetic: str
     quantised: bool  # activations come in bf16 and are quantised by an extra pass
     widened_per_s: float = 0.0  # weights a second the GPU can widen in registers, where it has to; 0: it need not
+    compute_share: float = 1.0  # arithmetic it reaches beside widening, of what it reaches without
 
 
 def _weights_s(gpu: Gpu, kernel: Mapping[str, float], kind: GemmFormat, count: ArrayLike) -> Floats:
@@ -117,7 +118,7 @@ def gemm_time(
     tiles = padded_rows / tile_m * np.ceil(n / tile_n)
     padding = 1.0 + kernel["wave"] * (padded_rows / rows * wave_padding(tiles, gpu.sms, 1.0) - 1.0)
     # a GEMM with few tiles is split over k as well, so padding matters only once compute does
-    compute = flops * padding / (kernel["compute"] * gpu.peak_flops[kind.arithmetic])
+    compute = flops * padding / (kernel["compute"] * kind.compute_share * gpu.peak_flops[kind.arithmetic])
     moved = n * k * kind.weight_bytes + rows * k * kind.activation_bytes + rows * n * 2.0
     others = moved - n * k * kind.weight_bytes
     memory = _weights_s(gpu, kernel, kind, n * k) + others / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
@@ -257,7 +258,8 @@ def moe_time(
     everywhere = t * shape.top_k
     rows = everywhere * shape.local_experts / shape.experts
     per_row = 2.0 * shape.matrices * shape.hidden * shape.width
-    compute = (rows + active * kernel["pad"]) * per_row / (kernel["compute"] * gpu.peak_flops[kind.arithmetic])
+    reached = kernel["compute"] * kind.compute_share * gpu.peak_flops[kind.arithmetic]
+    compute = (rows + active * kernel["pad"]) * per_row / reached
     numbers = active * shape.matrices * shape.hidden * shape.width
     weights = numbers * kind.weight_bytes
     own = rows * (3.0 * shape.hidden + shape.matrices * shape.width) * 2.0 + t * shape.hidden * 4.0
