@@ -204,8 +204,12 @@ class Step:
         """Host seconds to launch a step kernel by kernel."""
         costs, model = self.costs, self.model
         layer_s = costs.eager_layer_s + (costs.eager_mla_layer_s if model.mla is not None else 0.0)
-        moe_s = costs.eager_moe_layer_s * self._experts_kernel()[0].parameters["launch"] if model.moe_layers else 0.0
-        return layer_s * model.layers + moe_s * model.moe_layers
+        if not model.moe_layers:
+            return layer_s * model.layers
+        kernel, form = self._experts_kernel()
+        # experts that widen their weights are one call (Marlin, triton_kernels), whichever kernel stands in for them
+        parts = self.kernels.find("widening", "any", "any") if form.widened_per_s else kernel
+        return layer_s * model.layers + costs.eager_moe_layer_s * parts.parameters["launch"] * model.moe_layers
 
     def _experts(self, layers: int, *, identical: bool = False) -> Operator:
         kernel, form = self._experts_kernel()
