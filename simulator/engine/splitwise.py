@@ -35,7 +35,6 @@ def plan_machine(e, now):  # type: ignore[no-untyped-def]
     decodes = work[0]
     settle_last(e)
     if e.preempted == preempted_before:
-        _, work = begin_loaded(e, e.max_num_seqs, work, now)
         for _ in range(prompts):
             s = e.waiting[e.waiting_head]
             leave_waiting(e, 0)
@@ -43,6 +42,7 @@ def plan_machine(e, now):  # type: ignore[no-untyped-def]
             e.computed[s] = 0
             admit(e, s, now)
             work = compute_chunk(e, s, e.prompt[s] + e.received[s], work)
+        _, work = begin_loaded(e, e.max_num_seqs, work, now)
         ask_while_memory_lasts(e, now)
     return work, decodes
 

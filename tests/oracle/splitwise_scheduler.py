@@ -24,6 +24,14 @@ class MachineScheduler(Scheduler):
         super().add(r)
 
     def plan(self) -> Step:
+        step = self._plan()
+        if step.preempted and not step.tokens:  # all that ran was preempted: at once again
+            again = self._plan()
+            again.preempted += step.preempted
+            return again
+        return step
+
+    def _plan(self) -> Step:
         step = Step()
         seats = min(self.limits["max_batch_size"], self.limits["max_prompt_tokens"])
         needed = sum(self.pool.blocks_for(r.tokens) - len(r.blocks) for r in self.running)
@@ -37,11 +45,11 @@ class MachineScheduler(Scheduler):
         else:
             prompts = self._decode_beside_prompts(step, seats, len(self.pool.free) - needed, left_out)
         if not step.preempted:
-            self._begin_loaded(step, seats)
             for r in prompts:
                 self.waiting.remove(r)
                 self.first_cached.setdefault(r.index, 0)
                 self._start(r, step, r.tokens, 0)
+            self._begin_loaded(step, seats)
             while self.waiting and self.waiting[0].to_read:
                 r = self.waiting[0]
                 if self.pool.blocks_for(r.tokens) > len(self.pool.free):
