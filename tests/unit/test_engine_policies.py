@@ -159,7 +159,8 @@ def test_distserve_context_stage_keeps_its_limits():
 
 def test_distserve_takes_over_while_little_waits():
     """A quarter of 8 blocks may wait: prompts of one block are taken until two wait, and the next comes after them."""
-    made, _ = engine("distserve", DISTSERVE, [(8, 9)] * 5, blocks=8, role="decode")
+    made, desk = engine("distserve", DISTSERVE, [(8, 9)] * 5, blocks=8, role="decode")
+    desk.first_token_s[:] = 0.0
     first = made.advance(1.0)
     assert first.row.tolist() == [0, 1]
     for slot in first.slot:
