@@ -5,8 +5,9 @@ PYTHON ?= python3
 BIN    := .venv/bin
 JOBS   ?= 2
 DEMO   := chat --rate-scale 4 --topology colocated --topology 1p1d --slo ttft=500ms,tpot=12ms --out out
+SHORT  := chat --limit 30
 
-.PHONY: help demo test fast setup warm lint tests format wheel clean
+.PHONY: help demo test fast setup lint tests format wheel clean
 
 help:
 	@echo "make demo    set up, compile once, compare colocated with 1P1D on a shipped trace; writes out/"
@@ -16,40 +17,44 @@ help:
 	@echo "make wheel   build a wheel into dist/"
 	@echo "make clean   remove what was built; .venv stays"
 
-demo: warm
+demo: setup
 	$(BIN)/simulate $(DEMO)
 
 test: lint tests
 
-setup: $(BIN)/simulate
+setup: .venv/compiled
 
 $(BIN)/simulate: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv && .venv/bin/pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# The engine is compiled on its first run and kept on disk; done here once, test workers need not each do it.
-warm: setup
-	@$(BIN)/simulate chat --limit 30 --topology colocated --topology 1p1d > /dev/null
+# Engines are compiled on their first run and kept on disk. Done here once, so that nobody waits for it later and test
+# workers need not each do it.
+.venv/compiled: $(BIN)/simulate $(shell find simulator -name '*.py')
+	@echo "compiling the engines, once: a minute or two"
+	@$(BIN)/simulate $(SHORT) --topology colocated --topology 1p1d --quiet > /dev/null & one=$$!; \
+	 $(BIN)/simulate $(SHORT) --topology llama-3.1-8b/h100_sxm/1c/sglang --quiet > /dev/null && wait $$one
+	@touch $@
 
-lint: setup
+lint: $(BIN)/simulate
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-tests: warm
+tests: setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --nbmake tests notebooks
 
-fast: lint warm
+fast: lint setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" tests
 
-format: setup
+format: $(BIN)/simulate
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-wheel: setup
+wheel: $(BIN)/simulate
 	$(BIN)/pip wheel . --no-deps --wheel-dir dist
 
 clean:
-	rm -rf out dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf out dist build .venv/compiled .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find simulator tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

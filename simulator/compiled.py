@@ -84,9 +84,13 @@ def record(name: str, fields: tuple[str, ...], module: str) -> Any:
     def preprocess_fields(_self: Any, given: Any) -> Any:
         return tuple((field, types.unliteral(kind)) for field, kind in given)
 
-    kind = structref.register(
-        type(name + "Type", (types.StructRef,), {"preprocess_fields": preprocess_fields, "__module__": module})
-    )
+    def shorten(self: Any, given: Any) -> None:
+        # numba spells a type's name out in the name of every function that takes it: 120 MB of kept code in all
+        types.StructRef.__init__(self, given)
+        self.name = f"{name}{hashlib.sha256(self.name.encode()).hexdigest()[:12]}"
+
+    parts = {"preprocess_fields": preprocess_fields, "__init__": shorten, "__module__": module}
+    kind = structref.register(type(name + "Type", (types.StructRef,), parts))
     # the cache on disk refers to the type by module and name
     setattr(sys.modules[module], name + "Type", kind)
 
