@@ -11,9 +11,11 @@ import heapq
 from collections.abc import Callable, Generator
 from typing import Any
 
+import numpy as np
 import simpy
+from numpy.typing import NDArray
 
-from simulator.engine.engine import Engine, Load, News
+from simulator.engine.engine import Engine, News
 from simulator.engine.state import NEVER
 from simulator.network.fabric import Fabric
 
@@ -52,6 +54,9 @@ class Sleeper:
         env = self._env
         while True:
             self._until = self.next_s()
+            if self._until < min(env.peek(), NEVER):  # nothing else happens before: no need to lie down
+                self.get_up(self._until)
+                continue
             self._asleep = True
             try:
                 if self._until >= NEVER:
@@ -105,10 +110,11 @@ class Worker(Sleeper):
         if news is not None:
             self._hear(self, news)
 
-    def load(self) -> Load:
-        """Queue lengths and memory now."""
-        self.catch_up(self._env.now)
-        return self.engine.load()
+    def survey(self, now: float, gauge: NDArray[np.float64]) -> None:
+        """Queue lengths and memory at ``now``, written into ``gauge`` (see ``Engine.survey``)."""
+        news = self.engine.survey(now, gauge)
+        if news is not None:
+            self._hear(self, news)
 
     def submit(self, row: int, prompt_tokens: int, target_tokens: int, now: float, *, remote: bool = False) -> None:
         """A request comes in."""
@@ -124,22 +130,30 @@ class Worker(Sleeper):
 
 
 class LoadSource(Sleeper):
-    """A heap of requests and the moments at which they reach the cluster; more may be added while it runs."""
+    """Requests and the moments at which they reach the engines: those known beforehand, and a heap of later ones."""
 
-    def __init__(self, clock: Clock, arrivals: list[tuple[float, int]], send: Callable[[int, float], None]) -> None:
-        self._heap = arrivals
-        heapq.heapify(self._heap)
+    def __init__(
+        self, clock: Clock, times_s: list[float], rows: list[int], send: Callable[[int, float], None]
+    ) -> None:
+        """``times_s`` in order, with the row of each."""
+        self._times, self._rows = times_s, rows
+        self._next = 0
+        self._heap: list[tuple[float, int]] = []
         self._send = send
         super().__init__(clock)
 
     def next_s(self) -> float:
-        return self._heap[0][0] if self._heap else float("inf")
+        known = self._times[self._next] if self._next < len(self._times) else float("inf")
+        return min(known, self._heap[0][0]) if self._heap else known
 
     def get_up(self, now: float) -> None:
-        heap = self._heap
-        while heap and heap[0][0] <= now:
-            at, row = heapq.heappop(heap)
+        while self._heap and self._heap[0][0] <= now:
+            at, row = heapq.heappop(self._heap)
             self._send(row, at)
+        while self._next < len(self._times) and self._times[self._next] <= now:
+            i = self._next
+            self._next += 1
+            self._send(self._rows[i], self._times[i])
 
     def add(self, row: int, at: float) -> None:
         """One more request."""

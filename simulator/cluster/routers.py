@@ -5,17 +5,17 @@ To add one: a function ``(pool, request) -> position in the pool`` and a line in
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.engine.engine import Load
+Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Asked:
     """A request as a router sees it."""
 
@@ -24,6 +24,7 @@ class Asked:
     session: int
     hash_ids: NDArray[np.int64]
     block_tokens: int
+    now_s: float
 
 
 class Candidate(Protocol):
@@ -33,30 +34,42 @@ class Candidate(Protocol):
     def prefill_tokens_per_s(self) -> float:
         """Prompt tokens a second with full batches (from the cost model; a real router would have measured it)."""
 
-    def load(self) -> Load:
-        """Queue lengths and memory at this moment."""
+    def survey(self, now: float, gauge: Floats) -> None:
+        """Write queue lengths and memory at the moment ``now`` into ``gauge``, in the order of ``Load``."""
 
 
-@dataclass
+RUNNING, WAITING, HOLDING, FREE_BLOCKS, BLOCKS, PENDING_TOKENS = range(6)
+
+
 class Pool:
     """The workers of one role, and what a router remembers between requests."""
 
-    workers: list[Candidate]
-    turn: int = 0
-    session_home: dict[int, int] = field(default_factory=dict)
-    block_home: dict[int, set[int]] = field(default_factory=dict)
+    def __init__(self, workers: Sequence[Candidate]) -> None:
+        self.workers = list(workers)
+        self.gauges = np.zeros((len(self.workers), 6))
+        self._rows = list(self.gauges)
+        self.prefill_tokens_per_s = np.array([worker.prefill_tokens_per_s for worker in self.workers])
+        self.turn = 0
+        self.session_home: dict[int, int] = {}
+        self.block_home: dict[int, set[int]] = {}
 
-    def loads(self) -> list[Load]:
-        """Load of every worker now."""
-        return [worker.load() for worker in self.workers]
+    def look(self, now: float) -> Floats:
+        """Every worker's load at the moment ``now``: workers x (running, waiting, holding, free, all blocks, pending)."""
+        for worker, row in zip(self.workers, self._rows, strict=True):
+            worker.survey(now, row)
+        return self.gauges
+
+    def requests(self) -> Floats:
+        """Requests at each worker, as last looked at."""
+        return self.gauges[:, RUNNING] + self.gauges[:, WAITING] + self.gauges[:, HOLDING]
 
 
 Router = Callable[[Pool, Asked], int]
 
 
-def _least(values: list[float]) -> int:
+def _least(values: Floats) -> int:
     """Position of the smallest value, the first of equals."""
-    return min(range(len(values)), key=values.__getitem__)
+    return int(values.argmin())
 
 
 def round_robin(pool: Pool, request: Asked) -> int:
@@ -67,26 +80,26 @@ def round_robin(pool: Pool, request: Asked) -> int:
 
 def least_requests(pool: Pool, request: Asked) -> int:
     """Fewest requests, running or waiting; among equals fewest pending prompt tokens."""
-    return _least([load.requests + 1e-9 * load.pending_prompt_tokens for load in pool.loads()])
+    gauges = pool.look(request.now_s)
+    return _least(pool.requests() + 1e-9 * gauges[:, PENDING_TOKENS])
 
 
 def least_pending_tokens(pool: Pool, request: Asked) -> int:
     """Fewest prompt tokens not yet computed; among equals fewest requests."""
-    return _least([load.pending_prompt_tokens + 1e-6 * load.requests for load in pool.loads()])
+    gauges = pool.look(request.now_s)
+    return _least(gauges[:, PENDING_TOKENS] + 1e-6 * pool.requests())
 
 
 def most_free_blocks(pool: Pool, request: Asked) -> int:
-    """Most free KV blocks, less what the waiting requests will take; among equals fewest requests."""
-    return _least([1e-6 * load.requests - load.free_blocks + load.waiting for load in pool.loads()])
+    """Most free KV blocks, less one for each waiting request; among equals fewest requests."""
+    gauges = pool.look(request.now_s)
+    return _least(gauges[:, WAITING] - gauges[:, FREE_BLOCKS] + 1e-6 * pool.requests())
 
 
 def shortest_predicted_wait(pool: Pool, request: Asked) -> int:
     """Shortest time to work off the prompt tokens ahead, at each worker's own prefill rate."""
-    waits = [
-        load.pending_prompt_tokens / worker.prefill_tokens_per_s + 1e-9 * load.requests
-        for worker, load in zip(pool.workers, pool.loads(), strict=True)
-    ]
-    return _least(waits)
+    gauges = pool.look(request.now_s)
+    return _least(gauges[:, PENDING_TOKENS] / pool.prefill_tokens_per_s + 1e-9 * pool.requests())
 
 
 def session_affinity(pool: Pool, request: Asked) -> int:
@@ -108,23 +121,25 @@ def prefix_aware(pool: Pool, request: Asked) -> int:
 
     The router knows what it sent where, not what has been evicted since.
     """
-    pending = [load.pending_prompt_tokens + 1e-6 * load.requests for load in pool.loads()]
+    gauges = pool.look(request.now_s)
+    pending = gauges[:, PENDING_TOKENS] + 1e-6 * pool.requests()
     choice = _least(pending)
     holders: set[int] = set(range(len(pool.workers)))
     matched = 0
     best: set[int] = set()
-    for block in request.hash_ids.tolist():
+    blocks = request.hash_ids.tolist()
+    for block in blocks:
         holders = holders & pool.block_home.get(block, set())
         if not holders:
             break
         best = holders
         matched += 1
     if matched:
-        nearest = min(best, key=pending.__getitem__)
+        nearest = min(sorted(best), key=pending.__getitem__)
         spared = matched * request.block_tokens
         if pending[nearest] <= _BALANCE * pending[choice] + spared:
             choice = nearest
-    for block in request.hash_ids.tolist():
+    for block in blocks:
         pool.block_home.setdefault(block, set()).add(choice)
     return choice
 

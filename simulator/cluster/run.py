@@ -31,7 +31,7 @@ class RunOptions:
 
     logging: bool = False
     macro: bool = True
-    one_output_content: bool = False  # all outputs are the same tokens, as in the exact scheduler cases
+    one_output_content: int | None = None  # all outputs are this content, as in the exact scheduler cases
     tell_finished: bool = False  # engines tell of every finished request, though nobody waits for it
     progress: Callable[[float], None] | None = None
 
@@ -63,7 +63,7 @@ class Cluster:
         self.pull = self._pull()
         self._check_fit()
         self._sent = 0
-        self.source = LoadSource(self.clock, self._first_arrivals(), self.send)
+        self.source = LoadSource(self.clock, *self._first_arrivals(), self.enter)
 
     def run(self) -> None:
         """Until every request is done; then every engine is brought to its end."""
@@ -75,24 +75,15 @@ class Cluster:
 
     # The way of a request
 
-    def send(self, row: int, now: float) -> None:
-        """A client sends: reject what can never fit, else on to a worker after the front end's work."""
-        self.arrival_s[row] = now
+    def enter(self, row: int, now: float) -> None:
+        """A request comes out of the front end: reject what can never fit, else on to the first engine."""
         self._sent += 1
         if self.options.progress is not None and self._sent % 1024 == 0:
             self.options.progress(self._sent / len(self.trace))
         if self.state[row] == REJECTED:
             self._after(row, now)
             return
-        before = self.entry_before_s
-        if before > 0:
-            self.agenda.add(now + before, lambda at: self.enter(row, at))
-        else:
-            self.enter(row, now)
-
-    def enter(self, row: int, now: float) -> None:
-        """The first engine."""
-        worker = self.pick(self.entry, self.entry_router, row)
+        worker = self.pick(self.entry, self.entry_router, row, now)
         self.prefill_worker[row] = worker.index
         trace = self.trace
         if self.plan.workers[worker.index].role == "prefill":
@@ -131,19 +122,19 @@ class Cluster:
 
     def enter_second(self, row: int, now: float) -> None:
         """The decode engine."""
-        worker = self.pick(self.second, self.second_router, row)
+        worker = self.pick(self.second, self.second_router, row, now)
         self.decode_worker[row] = worker.index
         trace = self.trace
         worker.submit(row, int(trace.input_tokens[row]), int(trace.output_tokens[row]), now, remote=True)
 
-    def pick(self, pool: Pool, router: Callable[[Pool, Asked], int], row: int) -> Worker:
+    def pick(self, pool: Pool, router: Callable[[Pool, Asked], int], row: int, now: float) -> Worker:
         """Ask the router."""
         workers: list[Worker] = pool.workers  # type: ignore[assignment]
         if len(workers) == 1:
             return workers[0]
         trace = self.trace
         session = -1 if trace.session is None else int(trace.session[row])
-        asked = Asked(row, int(trace.input_tokens[row]), session, trace.hashes(row), trace.block_tokens)
+        asked = Asked(row, int(trace.input_tokens[row]), session, trace.hashes(row), trace.block_tokens, now)
         return workers[router(pool, asked)]
 
     def _after(self, row: int, now: float) -> None:
@@ -151,19 +142,28 @@ class Cluster:
         following = self._follows.get(row)
         if following is not None:
             think = 0.0 if self.trace.think_s is None else float(self.trace.think_s[following])
-            self.source.add(following, now + max(think, 0.0))
+            self._send(following, now + (think if think > 0 else 0.0))  # not a number: no thinking
         elif self._clients is not None and self._queue:
-            self.source.add(self._queue.pop(), now)
+            self._send(self._queue.pop(), now)
+
+    def _send(self, row: int, now: float) -> None:
+        """A client sends; the front end works on it before an engine sees it."""
+        self.arrival_s[row] = now
+        self.source.add(row, now + self.entry_before_s)
 
     # Setting up
 
-    def _first_arrivals(self) -> list[tuple[float, int]]:
-        later = set(self._follows.values())
-        rows = [row for row in range(len(self.trace)) if row not in later]
-        if self._clients is None:
-            return [(float(self.arrival_s[row]), row) for row in rows]
-        self._queue = rows[self._clients :][::-1]
-        return [(0.0, row) for row in rows[: self._clients]]
+    def _first_arrivals(self) -> tuple[list[float], list[int]]:
+        """Moments at which the requests that wait for no other leave the front end, in order, and their rows."""
+        rows = np.arange(len(self.trace))
+        if self._follows:
+            rows = rows[~np.isin(rows, list(self._follows.values()))]
+        if self._clients is not None:
+            self._queue = rows[self._clients :][::-1].tolist()
+            rows = rows[: self._clients]
+            self.arrival_s[rows] = 0.0
+        moments = self.arrival_s[rows] + self.entry_before_s
+        return moments.tolist(), rows.tolist()
 
     def _worker(self, plan: WorkerPlan, content: object, chained: bool) -> Worker:
         spec = EngineSpec(
@@ -242,12 +242,12 @@ def router_named(name: str) -> Callable[[Pool, Asked], int]:
     return ROUTERS[name]
 
 
-def content_columns(trace: Trace, one_output_content: bool) -> object:
+def content_columns(trace: Trace, one_output_content: int | None) -> object:
     """What the prompts and outputs hold, as far as prefix caches can tell."""
     rows = np.arange(len(trace), dtype=np.int64)
     prompt, output = PRIVATE_CONTENT + rows, OUTPUT_CONTENT + rows
-    if one_output_content:
-        output = np.full(len(trace), 7, np.int64)
+    if one_output_content is not None:
+        output = np.full(len(trace), one_output_content, np.int64)
     if trace.session is not None and trace.turn is not None:
         shared = trace.session >= 0
         prompt = np.where(shared, SESSION_CONTENT + trace.session, prompt)

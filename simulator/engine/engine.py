@@ -92,6 +92,7 @@ class Policy(NamedTuple):
     pulse: Callable[..., tuple[int, float]]
     take_news: Callable[..., tuple[NDArray[Any], ...]]
     load: Callable[..., tuple[int, ...]]
+    survey: Callable[..., tuple[int, float]]
     totals: Callable[..., tuple[float, ...]]
     series: Callable[..., tuple[NDArray[Any], ...]]
     step_log: Callable[..., tuple[NDArray[Any], ...]]
@@ -107,6 +108,7 @@ def shared(make: Callable[[EngineSpec, Any, Any], Any], block_setting: str = "bl
         steps.pulse,
         steps.take_news,
         steps.load,
+        steps.survey,
         steps.totals,
         steps.series,
         steps.step_log,
@@ -154,6 +156,11 @@ class Engine:
     def advance(self, now: float) -> News | None:
         """Live up to ``now``; returns the news since the last call, or None."""
         count, self.wake_s = self._pulse(self.state, now)
+        return News(*self.policy.take_news(self.state)) if count else None
+
+    def survey(self, now: float, gauge: NDArray[np.float64]) -> News | None:
+        """``advance``, with the fields of ``Load`` written into ``gauge`` (length 6)."""
+        count, self.wake_s = self.policy.survey(self.state, now, gauge)
         return News(*self.policy.take_news(self.state)) if count else None
 
     def load(self) -> Load:

@@ -448,7 +448,9 @@ def advance(e, until):  # type: ignore[no-untyped-def]
             return
         if e.batch_end_s[e.completed % RING] > until + INSTANT_S:
             return
-        e.plan_at_s = complete(e)
+        end = complete(e)
+        if e.running_count + e.waiting_count + e.holding_count + e.reports_count > 0 or e.planned > e.completed:
+            e.plan_at_s = end
 
 
 @compiled
@@ -483,6 +485,14 @@ def load(e):  # type: ignore[no-untyped-def]
         e.pool.blocks,
         e.pending_prompt_tokens,
     )
+
+
+@compiled
+def survey(e, until, gauge):  # type: ignore[no-untyped-def]
+    """``pulse``, and what ``load`` says written into ``gauge``: one call for a router that looks at many engines."""
+    advance(e, until)
+    gauge[0], gauge[1], gauge[2], gauge[3], gauge[4], gauge[5] = load(e)
+    return e.news_count, next_wake(e)
 
 
 @compiled

@@ -19,9 +19,7 @@ PRIVATE_CONTENT = 1 << 44
 OUTPUT_CONTENT = 1 << 45
 SESSION_CONTENT = 1 << 46
 
-_KEY_BITS = (1 << 63) - 1
-_MIX_A = 0x1E3779B97F4A7C15
-_MIX_B = 0x3F58476D1CE4E5B9
+_LANE = (1 << 31) - 1
 
 Content = record(
     "Content",
@@ -49,12 +47,16 @@ def run_at(content, row, position):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def mix(parent, value):  # type: ignore[no-untyped-def]
-    """63-bit hash of a chain: the parent's hash and one more value. Never 0, which means 'no key'."""
-    x = (int(parent) * _MIX_A + int(value)) & _KEY_BITS
-    x = ((x ^ (x >> 31)) * _MIX_B) & _KEY_BITS
-    x = x ^ (x >> 29)
-    return x | 1
+def mix(hashed, value):  # type: ignore[no-untyped-def]
+    """62-bit hash of a chain of values: that of the values so far, and one more. Never 0, which means 'no key'.
+
+    Two lanes below a 31-bit prime: no product overflows, so compiled code and plain Python agree.
+    """
+    first, second = hashed & _LANE, (hashed >> 31) & _LANE
+    low, high = value % _LANE, value // _LANE % _LANE
+    first = (first * 48271 + low * 69621 + high * 39373 + 12345) % _LANE
+    second = (second * 16807 + low * 630360016 + high * 397204094 + 54321) % _LANE
+    return ((second << 31) | first) + 1
 
 
 @compiled

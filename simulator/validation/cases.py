@@ -203,7 +203,7 @@ def _trace(path: Path) -> Trace:
         [float(row["arrival_s"]) for row in rows],
         [int(row["input_length"]) for row in rows],
         [int(row["output_length"]) for row in rows],
-        max_output_tokens=[int(row.get("max_new_tokens", -1)) for row in rows],
+        max_output_tokens=[int(row.get("max_new_tokens", row["output_length"])) for row in rows],
         name=path.parent.name,
         source=str(path),
         **shared,

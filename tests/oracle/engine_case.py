@@ -12,7 +12,7 @@ from simulator.cluster.plan import ClusterPlan
 from simulator.cluster.run import Cluster, RunOptions
 from simulator.cost.table import StepCostTable
 from simulator.validation.cases import SGLANG_SETTINGS, VLLM_SETTINGS, Case
-from simulator.validation.scheduler import case_plan
+from simulator.validation.scheduler import OUTPUT_TOKEN, case_plan
 from simulator.workload.arrivals import Arrivals
 from simulator.workload.trace import Trace
 
@@ -65,7 +65,7 @@ def run_engine(
         for worker in plan.workers
     )
     plan = ClusterPlan(plan.topology, workers, plan.transfer)
-    options = RunOptions(macro=macro, one_output_content=True, tell_finished=told)
+    options = RunOptions(macro=macro, one_output_content=OUTPUT_TOKEN[case.engine], tell_finished=told)
     cluster = Cluster(plan, case.trace, Arrivals(), options)
     cluster.run()
     return cluster

@@ -14,6 +14,7 @@ from simulator.models.precision import Parallel
 from simulator.network.compression import Compression
 from simulator.network.fabric import Network
 from simulator.validation.cases import Case
+from simulator.kv.content import OUTPUT_CONTENT
 from simulator.workload.arrivals import Arrivals
 
 
@@ -29,7 +30,7 @@ def run_policy(
     pools = [PoolPart(name=role, role=role) for role in per_role]  # type: ignore[arg-type]
     routing = RoutingPart(prefill="round_robin", decode="round_robin", colocated="round_robin")
     plan = ClusterPlan(Topology(name=case.name, pools=pools, routing=routing), workers, transfer)
-    options = RunOptions(macro=macro, one_output_content=True, tell_finished=told)
+    options = RunOptions(macro=macro, one_output_content=OUTPUT_CONTENT, tell_finished=told)
     cluster = Cluster(plan, case.trace, Arrivals(), options)
     cluster.run()
     return cluster

@@ -81,6 +81,7 @@ SGLANG = (
     steps.pulse,
     take_news,
     steps.load,
+    steps.survey,
     steps.totals,
     series,
     step_log,

@@ -347,6 +347,14 @@ def load(e):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def survey(e, until, gauge):  # type: ignore[no-untyped-def]
+    """``pulse``, and what ``load`` says written into ``gauge``: one call for a router that looks at many engines."""
+    advance(e, until)
+    gauge[0], gauge[1], gauge[2], gauge[3], gauge[4], gauge[5] = load(e)
+    return e.news_count, next_wake(e)
+
+
+@compiled
 def totals(e):  # type: ignore[no-untyped-def]
     """Sums over the run: steps, busy seconds, peak pages, retractions, decode, prompt, hit and looked-up tokens."""
     return (
