@@ -40,7 +40,7 @@ lint: $(BIN)/simulate
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 tests: setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --nbmake tests notebooks
