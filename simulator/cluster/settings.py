@@ -116,6 +116,30 @@ class Family:
 _STREAM = Setting(
     "stream_interval", 1, "tokens", "tokens gathered before they are sent to the client; the first is sent at once", 1
 )
+_SPECULATION = (
+    Setting(
+        "num_speculative_tokens",
+        0,
+        "tokens",
+        "draft tokens that a decode step verifies for each sequence; 0 turns speculative decoding off",
+        0,
+        64,
+        aliases=("max_draft_len",),
+    ),
+    Setting("speculative_acceptance", 0.7, "probability", "that the first draft token is right", 0.0, 1.0),
+    Setting(
+        "speculative_acceptance_decay",
+        1.0,
+        "factor",
+        "by which the chance to be right falls with each further draft token, if those before it were",
+        0.0,
+        1.0,
+    ),
+    Setting(
+        "speculative_draft_cost", 0.0, "share of a decode step", "time to make one draft token for all sequences", 0.0
+    ),
+    Setting("speculative_seed", 0, "", "seed of which drafts are right", 0),
+)
 _BLOCK = Setting("block_size", 16, "tokens", "tokens of one KV block", 1)
 
 VLLM = Family(
@@ -146,6 +170,7 @@ VLLM = Family(
             aliases=("num_blocks",),
         ),
         _STREAM,
+        *_SPECULATION,
     ),
     step_tokens="max_num_batched_tokens",
     sequences="max_num_seqs",
@@ -262,6 +287,7 @@ TENSORRT_LLM = Family(
             "",
             "send the first token at once, not with its group (measured runs show it waiting)",
         ),
+        *_SPECULATION,
     ),
     step_tokens="max_num_tokens",
     sequences="max_batch_size",

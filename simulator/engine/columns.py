@@ -37,6 +37,7 @@ NUMBERS: dict[str, str] = {
     "pending_prompt_tokens": "prompt tokens submitted and not yet computed",
     "promised": "blocks promised to running requests beyond those they hold",
     "unsent_count": "requests whose first token is made but not yet sent",
+    "drafted": "draft tokens of the batch being planned",
     "late_count": "requests left out of the batch that ended last",
     "heap_count": "entries of the heap of last batches",
     "reports_count": "ended transfers not yet reported to the scheduler",
@@ -62,7 +63,7 @@ NUMBERS: dict[str, str] = {
 
 SLOT_INTS: dict[str, str] = {
     "row": "row of the request in the trace",
-    "status": "FREE, WAITING, PREFILLING, DECODING, LEAVING, REMOTE or HELD",
+    "status": "FREE, WAITING, PREFILLING, DECODING, LEAVING, REMOTE, HELD or SPECULATING",
     "prompt": "prompt tokens",
     "target": "output tokens to make here",
     "received": "output tokens made; while decoding, those made before the first batch of this stretch",
@@ -108,6 +109,9 @@ ARRAYS: dict[str, str] = {
     "batch_absent": "ring: how many decoding requests found no room in it",
     "batch_reports": "ring: how many ended transfers it reports",
     "batch_sent": "ring: decoding requests whose group of tokens it completes (streaming in groups only)",
+    "batch_made": "ring: requests of which it makes tokens (speculative decoding only)",
+    "made_slot": "ring x slots: these requests",
+    "made_tokens": "ring x slots: and the tokens",
     "firsts": "ring x slots",
     "leaving": "ring x slots",
     "stale": "ring x slots",

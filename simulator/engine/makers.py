@@ -39,6 +39,7 @@ FIRST_TOKEN = {"tensorrt-llm": AT_DECODE, "sglang": AT_DECODE, "distserve": AT_P
 def make_vllm(spec: EngineSpec, content: Any, desk: Any) -> Any:
     """State of a vLLM engine (settings: max_num_seqs, max_num_batched_tokens, block_size, max_model_len, ...)."""
     s = spec.settings
+    rules = RuleSet(stream_interval=int(s.get("stream_interval", 1)), **speculation(spec))
     return make_engine(
         ROLES[spec.role],
         2 if s["async_scheduling"] else 1,
@@ -50,9 +51,9 @@ def make_vllm(spec: EngineSpec, content: Any, desk: Any) -> Any:
         spec.role == "decode" and bool(s["async_scheduling"]) and bool(s.get("defer_block_frees", True)),
         spec.tell_finished,
         spec.logging,
-        spec.macro and not spec.logging,
+        spec.macro and not spec.logging and rules.drafts == 0,
         spec.kv_blocks,
-        rules_record(RuleSet(stream_interval=int(s.get("stream_interval", 1)))),
+        rules_record(rules),
         step_cost_record(spec.cost),
         content,
         desk,
@@ -70,11 +71,13 @@ def make_tensorrt_llm(spec: EngineSpec, content: Any, desk: Any) -> Any:
         stream_interval=int(s["stream_interval"]),
         stream_first=bool(s["stream_first_token"]) or int(s["stream_interval"]) == 1 or spec.role != "colocated",
         limits=output_limits(spec),
+        **speculation(spec),
     )
+    seats = min(int(s["max_batch_size"]), max(int(s["max_num_tokens"]) // (1 + rules.drafts), 1))
     return make_engine(
         ROLES[spec.role],
         2 if s["overlap_scheduler"] and spec.role != "prefill" else 1,
-        min(int(s["max_batch_size"]), int(s["max_num_tokens"])),  # each running request needs a token a step
+        seats,  # each running request needs a token a step, and room for its drafts
         int(s["max_num_tokens"]),
         int(s["tokens_per_block"]),
         int(s["max_seq_len"]),
@@ -82,7 +85,7 @@ def make_tensorrt_llm(spec: EngineSpec, content: Any, desk: Any) -> Any:
         False,
         spec.tell_finished,
         spec.logging,
-        spec.macro and not spec.logging,
+        spec.macro and not spec.logging and rules.drafts == 0,
         spec.kv_blocks,
         rules_record(rules),
         step_cost_record(spec.cost),
@@ -150,6 +153,23 @@ def make_plain(spec: EngineSpec, rules: RuleSet, seqs: int, tokens: int, content
 def first_token_made(policy: str) -> int:
     """Where the first token of a handed-over request is made: see ``simulator.engine.rules``."""
     return FIRST_TOKEN.get(policy, REMADE)
+
+
+def speculation(spec: EngineSpec) -> dict[str, Any]:
+    """The rules of speculative decoding; a prefill engine has none."""
+    s = spec.settings
+    drafts = int(s.get("num_speculative_tokens", 0))
+    if drafts == 0 or spec.role == "prefill":
+        return {}
+    if int(s.get("stream_interval", 1)) > 1:
+        raise InputError("engine: num_speculative_tokens and stream_interval over 1 cannot be simulated together yet")
+    decay = float(s["speculative_acceptance_decay"])
+    return {
+        "drafts": drafts,
+        "acceptance": float(s["speculative_acceptance"]) * decay ** np.arange(drafts),
+        "draft_cost": float(s["speculative_draft_cost"]),
+        "seed": int(s["speculative_seed"]),
+    }
 
 
 def output_limits(spec: EngineSpec) -> NDArray[np.int64]:

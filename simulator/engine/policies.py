@@ -6,6 +6,7 @@ from simulator.compiled import compiled
 from simulator.engine.blocks import blocks_for
 from simulator.engine.distserve import must_wait_stage, plan_stage
 from simulator.engine.rules import DISTSERVE, SPLITWISE, TENSORRT_LLM
+from simulator.engine.speculative_plans import plan_with_drafts
 from simulator.engine.splitwise import must_wait_machine, plan_machine
 from simulator.engine.tensorrt_llm import must_wait_in_flight, plan_in_flight
 from simulator.engine.vllm import plan_batch
@@ -15,12 +16,15 @@ from simulator.engine.vllm import plan_batch
 def plan(e, now):  # type: ignore[no-untyped-def]
     """Choose the next batch: (sequences with one new token, their computed tokens, longer chunks, new tokens of these,
     computed tokens before them, their attention seconds, prompts completed), and the decoding requests."""
+    e.drafted = 0
     if e.rules.policy == TENSORRT_LLM:
         return plan_in_flight(e, now)
     if e.rules.policy == DISTSERVE:
         return plan_stage(e, now)
     if e.rules.policy == SPLITWISE:
         return plan_machine(e, now)
+    if e.rules.drafts > 0:
+        return plan_with_drafts(e, now)
     return plan_batch(e, now)
 
 

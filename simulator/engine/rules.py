@@ -38,6 +38,10 @@ class RuleSet:
     max_preemptions: int = 0  # Splitwise: how often a request may be passed over
     stream_interval: int = 1  # tokens sent to the client together
     stream_first: bool = True  # whether the first token is sent at once all the same
+    drafts: int = 0  # draft tokens a step, for each decoding request
+    acceptance: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # of each draft, if those before were
+    draft_cost: float = 0.0  # a draft's time, as a share of a decode step's
+    seed: int = 0
     limits: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
@@ -62,6 +66,10 @@ def make_rules(  # type: ignore[no-untyped-def]
     max_preemptions,
     stream_interval,
     stream_first,
+    drafts,
+    acceptance,
+    draft_cost,
+    seed,
     limits,
     reserving,
 ):
@@ -76,6 +84,10 @@ def make_rules(  # type: ignore[no-untyped-def]
         max_preemptions,
         stream_interval,
         stream_first,
+        drafts,
+        acceptance,
+        draft_cost,
+        seed,
         limits,
         reserving,
     )

@@ -15,7 +15,7 @@ from simulator.compiled import compiled, record
 from simulator.engine.columns import COLUMNS, GAP_BINS, MAX_SAMPLES, RING
 from simulator.kv.pool import make_pool
 
-FREE, WAITING, PREFILLING, DECODING, LEAVING, REMOTE, HELD = 0, 1, 2, 3, 4, 5, 6
+FREE, WAITING, PREFILLING, DECODING, LEAVING, REMOTE, HELD, SPECULATING = 0, 1, 2, 3, 4, 5, 6, 7
 COLOCATED, PREFILL, DECODE = 0, 1, 2
 FINISHED, PREFILLED, READ = 1, 2, 3
 
@@ -128,6 +128,7 @@ def make_engine(  # type: ignore[no-untyped-def]
         0,
         0,
         0,
+        0,
         slots,
         0.0,
         0.0,
@@ -189,6 +190,9 @@ def make_engine(  # type: ignore[no-untyped-def]
         ring.copy(),
         ring.copy(),
         ring.copy(),
+        ring.copy(),
+        lists.copy(),
+        lists.copy(),
         lists.copy(),
         lists.copy(),
         lists.copy(),
@@ -262,6 +266,7 @@ def grow_slots(e):  # type: ignore[no-untyped-def]
     e.unsent, e.late, e.passed = longer(e.unsent), longer(e.late), longer(e.passed)
     e.firsts, e.leaving, e.stale = wider(e.firsts), wider(e.leaving), wider(e.stale)
     e.absent, e.batch_report = wider(e.absent), wider(e.batch_report)
+    e.made_slot, e.made_tokens = wider(e.made_slot), wider(e.made_tokens)
     ring = np.zeros(old * 2, np.int64)
     for i in range(e.waiting_count):
         ring[i] = e.waiting[(e.waiting_head + i) % old]

@@ -46,6 +46,7 @@ from simulator.engine.state import (
     tell,
     wait_last,
 )
+from simulator.engine.speculation import verification_seconds, write_made
 from simulator.engine.streaming import send_groups, send_last, wait_for_group
 from simulator.engine.vllm import close_stretch, drop_decode, register_filled
 
@@ -104,7 +105,9 @@ def plan_and_launch(e, now):  # type: ignore[no-untyped-def]
     if singles + chunks == 0:
         e.log_rows = rows_before
         return False
-    if chunks == 0:
+    if e.drafted > 0:
+        seconds = verification_seconds(e.cost, e.rules, e.drafted, work)
+    elif chunks == 0:
         seconds = decode_step_seconds(e.cost, singles, context)
     else:
         seconds = mixed_step_seconds(e.cost, singles, context, chunks, new, past, attention, finished)
@@ -188,6 +191,8 @@ def complete(e):  # type: ignore[no-untyped-def]
         s = e.firsts[r, i]
         if e.stale_batch[s] != b:
             first_token(e, s, end, sum_before, low_before)
+    if e.rules.drafts > 0:
+        write_made(e, r, end)
     for i in range(e.batch_absent[r]):
         s = e.absent[r, i]
         if (e.status[s] == DECODING or e.status[s] == LEAVING) and e.first_batch[s] <= b:
@@ -277,10 +282,11 @@ def first_token(e, s, end, sum_before, low_before):  # type: ignore[no-untyped-d
 @compiled
 def last_token(e, s, end):  # type: ignore[no-untyped-def]
     """The request is done here."""
-    close_stretch(e, s)
     leave_running(e, s)
+    if e.rules.drafts == 0:
+        close_stretch(e, s)
+        e.held_blocks[s] = blocks_for(e, e.prompt[s] + e.target[s] - 1)
     e.received[s] = e.target[s]
-    e.held_blocks[s] = blocks_for(e, e.prompt[s] + e.target[s] - 1)
     if e.role == PREFILL:
         e.status[s] = HELD
         drop_pledge(e, s)

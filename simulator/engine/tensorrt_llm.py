@@ -13,6 +13,7 @@ from simulator.engine.columns import RING
 from simulator.engine.decoding import decode_or_pause
 from simulator.engine.handed_over import ask_for_kv, begin_loaded, hold
 from simulator.engine.rules import MAX_UTILIZATION, STATIC_BATCH
+from simulator.engine.speculative_plans import decode_drafts
 from simulator.engine.state import PREFILL, PREFILLING, leave_waiting
 from simulator.engine.vllm import admit, compute_chunk, decode_all, log_decodes, settle_last_tokens
 
@@ -25,7 +26,10 @@ def plan_in_flight(e, now):  # type: ignore[no-untyped-def]
     preempted_before = e.preempted
     may_start = e.rules.capacity != STATIC_BATCH or e.running_count == 0
     phase = (-e.planned) % e.block_size
-    if e.phase_count[phase] <= e.pool.free:  # always so where blocks are promised
+    left, decodes = e.token_budget, 0
+    if e.rules.drafts > 0:
+        left, work = decode_drafts(e, left)
+    elif e.phase_count[phase] <= e.pool.free:  # always so where blocks are promised
         decode_all(e, phase)
         decodes = e.decodes
         work = (decodes, decodes * e.planned + e.offset_sum, 0, 0, 0, 0.0, 0)
@@ -35,7 +39,7 @@ def plan_in_flight(e, now):  # type: ignore[no-untyped-def]
         work = decode_or_pause(e)
         decodes = work[0]
     settle_last_tokens(e)
-    budget = e.token_budget - decodes
+    budget = left - decodes
     if e.partials > 0:
         budget, work = continue_prompts(e, budget, work)
     if e.preempted == preempted_before:

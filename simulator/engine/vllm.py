@@ -22,6 +22,7 @@ from simulator.engine.blocks import (
     take_phase,
 )
 from simulator.engine.columns import RING
+from simulator.engine.speculation import note_made
 from simulator.engine.state import (
     DECODE,
     DECODING,
@@ -30,6 +31,7 @@ from simulator.engine.state import (
     PREFILLING,
     READ,
     REMOTE,
+    SPECULATING,
     WAITING,
     heap_push,
     leave_waiting,
@@ -186,7 +188,8 @@ def preempt(e, s):  # type: ignore[no-untyped-def]
         e.held_blocks[s] = blocks_for(e, e.prompt[s] + e.target[s] - 1)
     if status != PREFILLING:
         lost = e.prompt[s] + e.received[s]
-        if busy:  # the token on its way still counts, except where the prefill's result is to be handed over
+        # the token on its way still counts, except where the prefill's result is to be handed over
+        if busy and status != SPECULATING:
             b = e.last_batch[s] if status == LEAVING else e.planned - 1
             e.stale_batch[s] = b
             if e.role != PREFILL:
@@ -260,6 +263,9 @@ def compute_chunk(e, s, tokens, work):  # type: ignore[no-untyped-def]
         return (singles, single_past, chunks, new, before, attention, finished)
     if was_partial:
         e.partials -= 1
+    if e.rules.drafts > 0:
+        note_made(e, s, 1)
+        return (singles, single_past, chunks, new, before, attention, finished + 1)
     r = e.planned % RING
     e.firsts[r, e.batch_firsts[r]] = s
     e.batch_firsts[r] += 1
