@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from numba import config, njit, types
 from numba.experimental import structref
+from numba.typed import List
 
 #: A compiled function: numba finds the types of its arguments when it is called.
 Compiled = Callable[..., Any]
@@ -100,3 +101,27 @@ def record(name: str, fields: tuple[str, ...], module: str) -> Any:
     proxy = type(name, (structref.StructRefProxy,), {"__new__": __new__, "__module__": module})
     structref.define_proxy(proxy, kind, list(fields))
     return proxy
+
+
+@compiled
+def gather(first):  # type: ignore[no-untyped-def]
+    """A list of records that compiled code can walk, with ``first`` in it."""
+    group = List()
+    group.append(first)
+    return group
+
+
+@compiled
+def join(group, following):  # type: ignore[no-untyped-def]
+    """Put one more record at the end."""
+    group.append(following)
+
+
+def group_of(records: Sequence[Any]) -> Any:
+    """Records of one kind as a list that compiled code can walk; a plain list in plain Python."""
+    if config.DISABLE_JIT:
+        return list(records)
+    group = gather(records[0])
+    for following in records[1:]:
+        join(group, following)
+    return group

@@ -11,9 +11,7 @@ import heapq
 from collections.abc import Callable, Generator
 from typing import Any
 
-import numpy as np
 import simpy
-from numpy.typing import NDArray
 
 from simulator.engine.engine import Engine, News
 from simulator.engine.state import NEVER
@@ -110,11 +108,9 @@ class Worker(Sleeper):
         if news is not None:
             self._hear(self, news)
 
-    def survey(self, now: float, gauge: NDArray[np.float64]) -> None:
-        """Queue lengths and memory at ``now``, written into ``gauge`` (see ``Engine.survey``)."""
-        news = self.engine.survey(now, gauge)
-        if news is not None:
-            self._hear(self, news)
+    def pass_on(self) -> None:
+        """The engine has been looked at from outside and has news."""
+        self._hear(self, self.engine.take_news())
 
     def submit(self, row: int, prompt_tokens: int, target_tokens: int, now: float, *, remote: bool = False) -> None:
         """A request comes in."""

@@ -12,6 +12,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.engine.engine import Engine, Survey
+
 Floats = NDArray[np.float64]
 
 
@@ -34,8 +36,12 @@ class Candidate(Protocol):
     def prefill_tokens_per_s(self) -> float:
         """Prompt tokens a second with full batches (from the cost model; a real router would have measured it)."""
 
-    def survey(self, now: float, gauge: Floats) -> None:
-        """Write queue lengths and memory at the moment ``now`` into ``gauge``, in the order of ``Load``."""
+    def pass_on(self) -> None:
+        """Take the engine's news to the cluster."""
+
+    @property
+    def engine(self) -> Engine:
+        """What the worker runs."""
 
 
 RUNNING, WAITING, HOLDING, FREE_BLOCKS, BLOCKS, PENDING_TOKENS = range(6)
@@ -46,8 +52,8 @@ class Pool:
 
     def __init__(self, workers: Sequence[Candidate]) -> None:
         self.workers = list(workers)
-        self.gauges = np.zeros((len(self.workers), 6))
-        self._rows = list(self.gauges)
+        self._survey = Survey([worker.engine for worker in self.workers]) if self.workers else None
+        self.gauges = self._survey.gauges if self._survey else np.zeros((0, 6))
         self.prefill_tokens_per_s = np.array([worker.prefill_tokens_per_s for worker in self.workers])
         self.turn = 0
         self.session_home: dict[int, int] = {}
@@ -55,8 +61,9 @@ class Pool:
 
     def look(self, now: float) -> Floats:
         """Every worker's load at the moment ``now``: workers x (running, waiting, holding, free, all blocks, pending)."""
-        for worker, row in zip(self.workers, self._rows, strict=True):
-            worker.survey(now, row)
+        if self._survey is not None:
+            for i in self._survey.look(now):
+                self.workers[i].pass_on()
         return self.gauges
 
     def requests(self) -> Floats:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.compiled import group_of
 from simulator.cost.table import StepCostTable
 from simulator.engine import steps
 from simulator.engine.makers import (
@@ -92,7 +93,7 @@ class Policy(NamedTuple):
     pulse: Callable[..., tuple[int, float]]
     take_news: Callable[..., tuple[NDArray[Any], ...]]
     load: Callable[..., tuple[int, ...]]
-    survey: Callable[..., tuple[int, float]]
+    survey: Callable[..., None]
     totals: Callable[..., tuple[float, ...]]
     series: Callable[..., tuple[NDArray[Any], ...]]
     step_log: Callable[..., tuple[NDArray[Any], ...]]
@@ -156,12 +157,11 @@ class Engine:
     def advance(self, now: float) -> News | None:
         """Live up to ``now``; returns the news since the last call, or None."""
         count, self.wake_s = self._pulse(self.state, now)
-        return News(*self.policy.take_news(self.state)) if count else None
+        return self.take_news() if count else None
 
-    def survey(self, now: float, gauge: NDArray[np.float64]) -> News | None:
-        """``advance``, with the fields of ``Load`` written into ``gauge`` (length 6)."""
-        count, self.wake_s = self.policy.survey(self.state, now, gauge)
-        return News(*self.policy.take_news(self.state)) if count else None
+    def take_news(self) -> News:
+        """The news since the last time."""
+        return News(*self.policy.take_news(self.state))
 
     def load(self) -> Load:
         """Queue lengths and memory, as a router may see them."""
@@ -178,3 +178,22 @@ class Engine:
     def step_log(self) -> tuple[NDArray[Any], ...]:
         """With ``logging``: batch starts, ends, first entries; entries' rows and tokens (-1: preempted)."""
         return self.policy.step_log(self.state)
+
+
+class Survey:
+    """Engines of one policy, advanced and looked at together: for routers that compare many."""
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self._engines = list(engines)
+        self._group = group_of([engine.state for engine in engines])
+        self._survey = engines[0].policy.survey
+        self.gauges = np.zeros((len(engines), 6))
+        self._news = np.zeros(len(engines), np.int64)
+        self._wakes = np.zeros(len(engines))
+
+    def look(self, now: float) -> list[int]:
+        """Bring all engines to ``now``; ``gauges`` (engines x fields of ``Load``) is new. Who has news to take."""
+        self._survey(self._group, now, self.gauges, self._news, self._wakes)
+        for engine, wake in zip(self._engines, self._wakes.tolist(), strict=True):
+            engine.wake_s = wake
+        return [i for i, count in enumerate(self._news.tolist()) if count]

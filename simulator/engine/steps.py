@@ -23,6 +23,7 @@ from simulator.engine.blocks import (
 from simulator.engine.columns import RING
 from simulator.engine.policies import must_wait, plan
 from simulator.engine.rules import AT_PREFILL, REMADE
+from simulator.engine.speculation import verification_seconds, write_made
 from simulator.engine.state import (
     COLOCATED,
     DECODE,
@@ -46,7 +47,6 @@ from simulator.engine.state import (
     tell,
     wait_last,
 )
-from simulator.engine.speculation import verification_seconds, write_made
 from simulator.engine.streaming import send_groups, send_last, wait_for_group
 from simulator.engine.vllm import close_stretch, drop_decode, register_filled
 
@@ -406,6 +406,8 @@ def next_wake(e):  # type: ignore[no-untyped-def]
     if not e.tell_finished and (e.role == COLOCATED or (e.role == DECODE and is_quiet(e))):
         return NEVER
     if e.plan_at_s < NEVER:
+        if e.running_count + e.waiting_count + e.holding_count == 0:
+            return NEVER  # only ended transfers to hear of, which can wait
         return e.plan_at_s + 2 * INSTANT_S
     if e.planned == e.completed:
         return NEVER
@@ -494,11 +496,15 @@ def load(e):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def survey(e, until, gauge):  # type: ignore[no-untyped-def]
-    """``pulse``, and what ``load`` says written into ``gauge``: one call for a router that looks at many engines."""
-    advance(e, until)
-    gauge[0], gauge[1], gauge[2], gauge[3], gauge[4], gauge[5] = load(e)
-    return e.news_count, next_wake(e)
+def survey(engines, until, gauges, news_counts, wakes):  # type: ignore[no-untyped-def]
+    """``pulse`` every engine of a pool, and write what ``load`` says into its row of ``gauges``."""
+    for i in range(len(engines)):
+        e = engines[i]
+        advance(e, until)
+        row = gauges[i]
+        row[0], row[1], row[2], row[3], row[4], row[5] = load(e)
+        news_counts[i] = e.news_count
+        wakes[i] = next_wake(e)
 
 
 @compiled

@@ -347,11 +347,15 @@ def load(e):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def survey(e, until, gauge):  # type: ignore[no-untyped-def]
-    """``pulse``, and what ``load`` says written into ``gauge``: one call for a router that looks at many engines."""
-    advance(e, until)
-    gauge[0], gauge[1], gauge[2], gauge[3], gauge[4], gauge[5] = load(e)
-    return e.news_count, next_wake(e)
+def survey(engines, until, gauges, news_counts, wakes):  # type: ignore[no-untyped-def]
+    """``pulse`` every engine of a pool, and write what ``load`` says into its row of ``gauges``."""
+    for i in range(len(engines)):
+        e = engines[i]
+        advance(e, until)
+        row = gauges[i]
+        row[0], row[1], row[2], row[3], row[4], row[5] = load(e)
+        news_counts[i] = e.news_count
+        wakes[i] = next_wake(e)
 
 
 @compiled
