@@ -119,6 +119,18 @@ def test_constraints_cover_every_dependency():
     assert names <= pinned, names - pinned
 
 
+def test_the_wheel_holds_what_the_package_reads():
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    read = {name for path in PACKAGE for name in re.findall(r'shipped\("([^"]+)"\)', path.read_text(encoding="utf-8"))}
+    assert read == set(build["force-include"])
+    assert all(inside == f"simulator/_data/{folder}" for folder, inside in build["force-include"].items())
+
+
+def test_the_index_names_every_page():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert [p.name for p in (ROOT / "docs").glob("*.md") if p.name != "index.md" and f"({p.name})" not in index] == []
+
+
 def test_one_install_command():
     for name in ("README.md", ".ci/run"):
         assert INSTALL in (ROOT / name).read_text(), name
