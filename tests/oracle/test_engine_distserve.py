@@ -49,7 +49,7 @@ def check(case, macro, told):
     assert_empty(cluster)
 
 
-@some(150)
+@some(80)
 @given(stage_cases(), st.booleans(), st.booleans())
 def test_both_stages(case, macro, told):
     check(case, macro, told)

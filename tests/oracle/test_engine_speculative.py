@@ -81,7 +81,7 @@ def check(case, told):
     assert cluster.workers[0].engine.totals().gap_sum_s == pytest.approx(gaps.sum(), abs=1e-6)
 
 
-@some(200)
+@some(100)
 @given(speculative_cases(), st.booleans())
 def test_equals_the_stepper(case, told):
     check(case, told)

@@ -48,7 +48,7 @@ def check(case, macro, told):
     return oracle, cluster
 
 
-@some(150)
+@some(80)
 @given(machine_cases(disaggregated=False), st.booleans(), st.booleans())
 def test_mixed_machine(case, macro, told):
     """Gaps too: those of requests that were passed over span several batches."""
@@ -61,7 +61,7 @@ def test_mixed_machine(case, macro, told):
     assert engine.totals().gap_max_s == pytest.approx(max(gaps, default=0.0), abs=1e-8)
 
 
-@some(100)
+@some(60)
 @given(machine_cases(disaggregated=True), st.booleans(), st.booleans())
 def test_prompt_and_token_machines(case, macro, told):
     check(case, macro, told)

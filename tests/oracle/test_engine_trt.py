@@ -72,13 +72,13 @@ def check(case, macro, told):
     assert_empty(cluster)
 
 
-@some(100)
+@some(60)
 @given(trt_cases(disaggregated=False), st.booleans(), st.booleans())
 def test_colocated(case, macro, told):
     check(case, macro, told)
 
 
-@some(100)
+@some(60)
 @given(trt_cases(disaggregated=True), st.booleans(), st.booleans())
 def test_context_and_generation_servers(case, macro, told):
     check(case, macro, told)
