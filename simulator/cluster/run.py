@@ -32,6 +32,7 @@ class RunOptions:
     logging: bool = False
     macro: bool = True
     one_output_content: int | None = None  # all outputs are this content, as in the exact scheduler cases
+    slo_itl: bool = False  # each request's own token gaps are wanted: every batch is written down, which takes time
     tell_finished: bool = False  # engines tell of every finished request, though nobody waits for it
     progress: Callable[[float], None] | None = None
 
@@ -173,7 +174,7 @@ class Cluster:
             kv_blocks=plan.kv_blocks,
             cost=plan.step_cost,
             tell_finished=chained,
-            logging=self.options.logging,
+            logging=self.options.logging or self.options.slo_itl,
             macro=self.options.macro,
             extra={"max_output_tokens": self.max_output_tokens},
         )

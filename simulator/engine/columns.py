@@ -4,7 +4,7 @@ from __future__ import annotations
 
 RING = 8  # batches that may be in flight, at most
 MAX_SAMPLES = 1024  # points of an engine's time series; thinned to half when full
-GAP_BINS = 900  # histogram of token gaps: 100 bins a decade, from 1e-6 s to 1e3 s
+GAP_BINS = 9000  # histogram of token gaps: 1,000 bins a decade, from 1e-6 s to 1e3 s
 
 SETTINGS: dict[str, str] = {
     "role": "COLOCATED, PREFILL or DECODE",

@@ -404,7 +404,7 @@ def tell(e, kind, s, value, now):  # type: ignore[no-untyped-def]
 @compiled
 def count_gap(e, seconds, tokens):  # type: ignore[no-untyped-def]
     """``tokens`` tokens came ``seconds`` after the one before them."""
-    place = int((math.log10(max(seconds, 1e-6)) + 6.0) * 100.0)
+    place = int((math.log10(max(seconds, 1e-6)) + 6.0) * 1000.0)
     e.gap_counts[min(place, GAP_BINS - 1)] += tokens
     e.gap_sum_s += seconds * tokens
     e.gap_max_s = max(e.gap_max_s, seconds)
