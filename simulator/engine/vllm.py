@@ -22,6 +22,8 @@ from simulator.engine.blocks import (
     take_phase,
 )
 from simulator.engine.columns import RING
+from simulator.engine.queues import heap_push, leave_waiting, next_last_batch, wait_first
+from simulator.engine.reads import start_read
 from simulator.engine.speculation import note_made
 from simulator.engine.state import (
     DECODE,
@@ -29,16 +31,9 @@ from simulator.engine.state import (
     LEAVING,
     PREFILL,
     PREFILLING,
-    READ,
-    REMOTE,
     SPECULATING,
     WAITING,
-    heap_push,
-    leave_waiting,
     log_entry,
-    next_last_batch,
-    tell,
-    wait_first,
 )
 
 
@@ -370,31 +365,6 @@ def admit_waiting(e, budget, work, now):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def start_read(e, s, hits, idle, now):  # type: ignore[no-untyped-def]
-    """Take blocks for the whole prompt and ask for its KV, leaving what a prompt under way still needs."""
-    reserved = 0
-    if e.partials > 0:
-        for i in range(e.running_count):
-            other = e.running[i]
-            if e.status[other] == PREFILLING:
-                reserved += blocks_for(e, e.prompt[other] + e.received[other]) - e.held_blocks[other]
-    wanted = blocks_for(e, e.prompt[s])
-    if wanted - hits + idle > e.pool.free or wanted - hits + idle > e.pool.free - reserved:
-        return False
-    leave_waiting(e, 0)
-    if hits > 0:
-        share_blocks(e, s, hits)
-    take_blocks(e, s, e.prompt[s])
-    e.computed[s] = e.prompt[s]
-    e.status[s] = REMOTE
-    e.first_batch[s], e.last_token[s] = e.planned, now
-    e.holding[e.holding_count] = s
-    e.holding_count += 1
-    tell(e, READ, s, wanted - hits, now)
-    return True
-
-
-@compiled
 def settle_last_tokens(e):  # type: ignore[no-untyped-def]
     """Decoding requests for which the batch being planned brings the last token leave the decoding set."""
     r = e.planned % RING
@@ -404,18 +374,3 @@ def settle_last_tokens(e):  # type: ignore[no-untyped-def]
             break
         drop_decode(e, s)
         leave_after(e, s)
-
-
-@compiled
-def move_on_absent(e):  # type: ignore[no-untyped-def]
-    """Requests left out of the batch being planned stay where they are: one batch later in everything."""
-    r = e.planned % RING
-    for i in range(e.batch_absent[r]):
-        s = e.absent[r, i]
-        drop_decode(e, s)
-        e.offset[s] -= 1
-        e.last_batch[s] += 1
-        e.decodes += 1
-        e.offset_sum += e.offset[s]
-        bucket_add(e, s)
-        heap_push(e, e.last_batch[s], s)
