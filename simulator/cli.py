@@ -209,6 +209,60 @@ def _scheduler(
     return scheduler(folders, steps=steps, json=json)
 
 
+@_validate.command(name="serving")
+def _serving(
+    file: str,
+    /,
+    *,
+    sample: int | None = None,
+    seed: int = 0,
+    jobs: int = 1,
+    json: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+) -> int:
+    """Rebuild and simulate measured closed-loop serving runs, and compare mean TTFT and TPOT.
+
+    Parameters
+    ----------
+    file
+        a CSV table of runs, one row a run
+    sample
+        only so many runs, spread over engines, models and GPUs
+    seed
+        of the sample
+    jobs
+        processes to use
+    json
+        write the outcome as JSON to a file, or - for stdout
+    """
+    from simulator.commands.measured import serving
+
+    return serving(file, sample=sample, seed=seed, jobs=jobs, json=json)
+
+
+@_validate.command(name="workloads")
+def _workloads(
+    folder: str,
+    /,
+    *,
+    change: Annotated[tuple[str, ...], Parameter(name="--set", negative=(), show_default=False)] = (),
+    json: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+) -> int:
+    """Replay workloads measured on a real engine, and compare percentiles of TTFT and TPOT.
+
+    Parameters
+    ----------
+    folder
+        a folder with workloads.csv and the requests of each run
+    change
+        change the topology: path.to.key=value; may be repeated
+    json
+        write the outcome as JSON to a file, or - for stdout
+    """
+    from simulator.commands.measured import workloads
+
+    return workloads(folder, change=change, json=json)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``simulate`` with these words (the process's own by default); returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)

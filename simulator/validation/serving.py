@@ -152,7 +152,7 @@ def validate_serving(
     progress: Callable[[int, int], None] | None = None,
     choose: Callable[[Point], bool] | None = None,
 ) -> ServingReport:
-    """Simulate the runs in ``path`` (all, or a sample) and compare. Raises InputError for a file that cannot be read."""
+    """Simulate the runs in ``path`` (all, or a sample) and compare. Raises InputError for a file it cannot read."""
     table: Table = load_points(path)
     points: Sequence[Point] = [p for p in table.points if choose is None or choose(p)]
     if not points:

@@ -10,7 +10,7 @@ from typing import Any
 
 from simulator.errors import InputError
 from simulator.models.precision import Parallel
-from simulator.validation.tables import read_table
+from simulator.validation.tables import read_table, rows_of
 
 #: Columns that a table must have; those of the two pools are needed where ``mode`` is disagg.
 NEEDED = (
@@ -124,7 +124,7 @@ def load_points(path: str | Path) -> Table:
                 raise InputError(f"{path}: column '{name}' is missing; disaggregated runs need it")
     points: list[Point] = []
     skipped: dict[str, int] = {}
-    for number, row in enumerate(table.to_dict("records"), start=2):
+    for number, row in enumerate(rows_of(table), start=2):
         reason = _unsupported(row)
         if reason is None:
             points.append(_point(row, f"{path}: row {number}"))

@@ -136,36 +136,33 @@ def _sglang(point: Point, role: str) -> dict[str, Any]:
 
 
 def _trtllm(point: Point, role: str) -> dict[str, Any]:
-    if point.origin != "inferencex":
-        return {
-            "enable_block_reuse": False,
-            "max_batch_size": point.concurrency,
-            "max_num_tokens": max(_generated_tokens(point, role), 1),
-        }
-    if point.mode == "disagg":
-        return {"enable_block_reuse": False} | _disagg_tokens(point, role)
-    short = point.input_tokens == point.output_tokens == 1024
-    gpus = point.groups[0].gpus
+    """Prompts are never cut, so a step must hold the longest one, whatever the script works out."""
     found: dict[str, Any] = {"enable_block_reuse": False}
+    longest = _longest_prompt(point)
+    if point.origin != "inferencex":
+        tokens = max(_generated_tokens(point, role), 1)
+        least = tokens if role == "decode" else max(tokens, longest)
+        return found | {"max_batch_size": point.concurrency, "max_num_tokens": least}
+    if point.mode == "disagg":
+        return found | ({} if role == "decode" else {"max_num_tokens": max(8192, longest)})
+    short = point.input_tokens == point.output_tokens == 1024
     if point.model.startswith("llama"):
-        found |= {"max_num_tokens": 16384}
-        if short and gpus < 8:
-            found |= {"batch_wait_timeout_iters": 20, "batch_wait_max_tokens_ratio": 0.9}
-    elif point.model == "gpt-oss-120b":
-        found |= {"max_num_tokens": 20000, "free_gpu_memory_fraction": 0.85}
-    else:
-        tokens = -(-(point.concurrency + point.input_tokens + 64) // 64) * 64
-        least = 0 if point.system == "h200_sxm" else 8192
-        found |= {
-            "max_num_tokens": max(tokens, least),
-            "free_gpu_memory_fraction": 0.75 if point.system == "h200_sxm" else 0.8,
-        }
-        if short and point.precision == "fp8" and point.system == "b200_sxm" and point.concurrency >= 64:
-            found |= {"batch_wait_timeout_iters": 40, "batch_wait_max_tokens_ratio": 0.8}
-    return found
+        wait = short and point.groups[0].gpus < 8
+        return found | {"max_num_tokens": 16384} | _batch_wait(wait, 20, 0.9)
+    if point.model == "gpt-oss-120b":
+        return found | {"max_num_tokens": 20000, "free_gpu_memory_fraction": 0.85}
+    hopper = point.system == "h200_sxm"
+    tokens = -(-(point.concurrency + point.input_tokens + 64) // 64) * 64
+    found["max_num_tokens"] = max(tokens, longest + point.concurrency, 0 if hopper else 8192)
+    found["free_gpu_memory_fraction"] = 0.75 if hopper else 0.8
+    wait = short and not hopper and point.precision == "fp8" and point.concurrency >= 64
+    return found | _batch_wait(wait, 40, 0.8)
 
 
-def _disagg_tokens(point: Point, role: str) -> dict[str, Any]:
-    """A prompt must fit a step of a prefill engine."""
-    longest = int(1.2 * point.input_tokens) + 64
-    return {"max_num_tokens": max(8192, longest)} if role != "decode" else {}
+def _longest_prompt(point: Point) -> int:
+    return int(1.2 * point.input_tokens) + 1 if point.origin == "inferencex" else point.input_tokens
+
+
+def _batch_wait(there: bool, steps: int, share: float) -> dict[str, Any]:
+    """Prompts wait for company: so many steps at most, or until they fill this share of a step."""
+    return {"batch_wait_timeout_iters": steps, "batch_wait_max_tokens_ratio": share} if there else {}

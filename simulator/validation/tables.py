@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -27,3 +28,8 @@ def read_table(path: Path, needed: Sequence[str], texts: Sequence[str] = ()) -> 
     if table.empty:
         raise InputError(f"{path}: the table has no rows")
     return table
+
+
+def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as plain mappings, column name to value."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]

@@ -19,7 +19,7 @@ from simulator.cluster.assembly import assemble
 from simulator.cluster.simulation import run_plan
 from simulator.cluster.topology import load_topology
 from simulator.errors import InputError
-from simulator.validation.tables import read_table
+from simulator.validation.tables import read_table, rows_of
 from simulator.workload.arrivals import Arrivals
 from simulator.workload.trace import Trace
 
@@ -197,7 +197,7 @@ def validate_workloads(
         raise InputError(f"{folder}: no such folder")
     table = read_table(folder / "workloads.csv", _NEEDED)
     results = []
-    for row in table.to_dict("records"):
+    for row in rows_of(table):
         if progress is not None:
             progress(f"{row['stage']}.{row['workload']}")
         results.append(replay(row, folder, overrides))
