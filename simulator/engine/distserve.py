@@ -6,7 +6,8 @@ from simulator.compiled import compiled
 from simulator.engine.blocks import blocks_for, take_blocks
 from simulator.engine.columns import RING
 from simulator.engine.handed_over import ask_for_kv, begin_loaded
-from simulator.engine.state import PREFILL, leave_waiting
+from simulator.engine.queues import leave_waiting
+from simulator.engine.state import PREFILL
 from simulator.engine.vllm import admit, compute_chunk, decode_all, log_decodes, preempt, settle_last_tokens
 
 NOTHING = (0, 0, 0, 0, 0, 0.0, 0)

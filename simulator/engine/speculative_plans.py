@@ -5,8 +5,9 @@ from __future__ import annotations
 from simulator.compiled import compiled
 from simulator.engine.blocks import blocks_for, register_blocks, take_blocks
 from simulator.engine.columns import RING
+from simulator.engine.queues import leave_running
 from simulator.engine.speculation import note_made, tokens_kept
-from simulator.engine.state import LEAVING, PREFILLING, SPECULATING, leave_running, log_entry
+from simulator.engine.state import LEAVING, PREFILLING, SPECULATING, log_entry
 from simulator.engine.vllm import admit_loaded, admit_waiting, compute_chunk, in_flight, preempt
 
 

@@ -7,7 +7,8 @@ from simulator.engine.blocks import blocks_for
 from simulator.engine.columns import RING
 from simulator.engine.decoding import decode_or_pause
 from simulator.engine.handed_over import ask_for_kv, begin_loaded
-from simulator.engine.state import DECODING, heap_pop, leave_waiting, log_entry, next_last_batch
+from simulator.engine.queues import heap_pop, leave_waiting, next_last_batch
+from simulator.engine.state import DECODING, log_entry
 from simulator.engine.vllm import admit, compute_chunk, decode_all, drop_decode, leave_after, log_decodes
 
 NOTHING = (0, 0, 0, 0, 0, 0.0, 0)

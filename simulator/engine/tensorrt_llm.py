@@ -12,9 +12,10 @@ from simulator.engine.blocks import blocks_for, cached_blocks, share_blocks
 from simulator.engine.columns import RING
 from simulator.engine.decoding import decode_or_pause
 from simulator.engine.handed_over import ask_for_kv, begin_loaded, hold
+from simulator.engine.queues import leave_waiting
 from simulator.engine.rules import MAX_UTILIZATION, STATIC_BATCH
 from simulator.engine.speculative_plans import decode_drafts
-from simulator.engine.state import PREFILL, PREFILLING, leave_waiting
+from simulator.engine.state import PREFILL, PREFILLING
 from simulator.engine.vllm import admit, compute_chunk, decode_all, log_decodes, settle_last_tokens
 
 

@@ -1,0 +1,97 @@
+"""The engine's queues: the waiting ring, the running list in order of admission, the heap of last batches."""
+
+from __future__ import annotations
+
+from simulator.compiled import compiled
+from simulator.engine.state import DECODING, NO_BATCH, longer
+
+
+@compiled
+def wait_last(e, s):  # type: ignore[no-untyped-def]
+    """Append to the waiting queue."""
+    e.waiting[(e.waiting_head + e.waiting_count) % e.waiting.size] = s
+    e.waiting_count += 1
+
+
+@compiled
+def wait_first(e, s):  # type: ignore[no-untyped-def]
+    """Put at the head of the waiting queue."""
+    e.waiting_head = (e.waiting_head - 1) % e.waiting.size
+    e.waiting[e.waiting_head] = s
+    e.waiting_count += 1
+
+
+@compiled
+def leave_waiting(e, position):  # type: ignore[no-untyped-def]
+    """Take the slot at ``position`` (0 = head) out of the waiting queue."""
+    size = e.waiting.size
+    for i in range(position, 0, -1):
+        e.waiting[(e.waiting_head + i) % size] = e.waiting[(e.waiting_head + i - 1) % size]
+    e.waiting_head = (e.waiting_head + 1) % size
+    e.waiting_count -= 1
+
+
+@compiled
+def leave_running(e, s):  # type: ignore[no-untyped-def]
+    """Take ``s`` out of the running list; the order of the others stays."""
+    i = 0
+    while e.running[i] != s:
+        i += 1
+    e.running_count -= 1
+    while i < e.running_count:
+        e.running[i] = e.running[i + 1]
+        i += 1
+
+
+@compiled
+def heap_push(e, batch, s):  # type: ignore[no-untyped-def]
+    """Note that ``s`` gets its last token in ``batch``."""
+    if e.heap_count == e.heap_batch.size:
+        e.heap_batch, e.heap_order, e.heap_slot = longer(e.heap_batch), longer(e.heap_order), longer(e.heap_slot)
+    i = e.heap_count
+    e.heap_count += 1
+    order = e.order[s]
+    while i > 0:
+        parent = (i - 1) // 2
+        if e.heap_batch[parent] < batch or (e.heap_batch[parent] == batch and e.heap_order[parent] <= order):
+            break
+        e.heap_batch[i], e.heap_order[i] = e.heap_batch[parent], e.heap_order[parent]
+        e.heap_slot[i] = e.heap_slot[parent]
+        i = parent
+    e.heap_batch[i], e.heap_order[i], e.heap_slot[i] = batch, order, s
+
+
+@compiled
+def heap_pop(e):  # type: ignore[no-untyped-def]
+    """Drop the heap's first entry."""
+    e.heap_count -= 1
+    n = e.heap_count
+    batch, order, s = e.heap_batch[n], e.heap_order[n], e.heap_slot[n]
+    i = 0
+    while True:
+        child = 2 * i + 1
+        if child >= n:
+            break
+        right = child + 1
+        if right < n and (
+            e.heap_batch[right] < e.heap_batch[child]
+            or (e.heap_batch[right] == e.heap_batch[child] and e.heap_order[right] < e.heap_order[child])
+        ):
+            child = right
+        if e.heap_batch[child] > batch or (e.heap_batch[child] == batch and e.heap_order[child] >= order):
+            break
+        e.heap_batch[i], e.heap_order[i] = e.heap_batch[child], e.heap_order[child]
+        e.heap_slot[i] = e.heap_slot[child]
+        i = child
+    e.heap_batch[i], e.heap_order[i], e.heap_slot[i] = batch, order, s
+
+
+@compiled
+def next_last_batch(e):  # type: ignore[no-untyped-def]
+    """The batch in which a decoding request gets its last token next; entries that no longer hold are dropped."""
+    while e.heap_count > 0:
+        s = e.heap_slot[0]
+        if e.status[s] == DECODING and e.order[s] == e.heap_order[0] and e.last_batch[s] == e.heap_batch[0]:
+            return e.heap_batch[0]
+        heap_pop(e)
+    return NO_BATCH
