@@ -7,7 +7,7 @@ quantisation of bf16 activations; MoE tokens are those entering the layer over a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -81,18 +81,7 @@ class Rows:
     def take(self, chosen: NDArray[np.bool_]) -> Rows:
         """The rows where ``chosen`` is true."""
         columns = {name: values[chosen] for name, values in self.columns.items()}
-        return Rows(
-            self.name,
-            columns,
-            self.measured_s[chosen],
-            self.shape,
-            self.x,
-            self.y,
-            self.roofline,
-            self.parameters,
-            self.fixed,
-            self.source,
-        )
+        return replace(self, columns=columns, measured_s=self.measured_s[chosen])
 
 
 def read_table(folder: Path, gpu: str, table: str) -> pd.DataFrame:

@@ -128,9 +128,7 @@ class Worker(Sleeper):
 class LoadSource(Sleeper):
     """Requests and the moments at which they reach the engines: those known beforehand, and a heap of later ones."""
 
-    def __init__(
-        self, clock: Clock, times_s: list[float], rows: list[int], send: Callable[[int, float], None]
-    ) -> None:
+    def __init__(self, clock: Clock, times_s: list[float], rows: list[int], send: Callable[[int, float], None]) -> None:
         """``times_s`` in order, with the row of each."""
         self._times, self._rows = times_s, rows
         self._next = 0
@@ -181,7 +179,7 @@ class Agenda(Sleeper):
 
 
 class Transfers(Sleeper):
-    """The fabric with a clock: transfers that share its links. ``start`` calls ``done(end)`` when the bytes are there."""
+    """The fabric with a clock: transfers that share its links. ``start`` calls ``done(end)`` at their end."""
 
     def __init__(self, clock: Clock, fabric: Fabric) -> None:
         self._fabric = fabric

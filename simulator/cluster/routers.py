@@ -1,4 +1,5 @@
-"""Which worker of a pool takes a request. A router sees what a real one could: queues, memory, prompts; no output length.
+"""Which worker of a pool takes a request. A router sees what a real one could: queues, memory, prompts; never the
+output length.
 
 To add one: a function ``(pool, request) -> position in the pool`` and a line in ``ROUTERS``.
 """
@@ -60,7 +61,7 @@ class Pool:
         self.block_home: dict[int, set[int]] = {}
 
     def look(self, now: float) -> Floats:
-        """Every worker's load at the moment ``now``: workers x (running, waiting, holding, free, all blocks, pending)."""
+        """Every worker's load at ``now``: workers x (running, waiting, holding, free, all blocks, pending tokens)."""
         if self._survey is not None:
             for i in self._survey.look(now):
                 self.workers[i].pass_on()

@@ -215,7 +215,7 @@ class Cluster:
             room = max(p.kv_blocks * p.block_size for p in plans)
             self._reject(tokens - 1 > room, f"needs more KV cache than a {kind}worker has ({room:,} tokens)")
             limit = max(p.max_context for p in plans)
-            longest = workers[0].engine.longest_prompt  # type: ignore[attr-defined]
+            longest = workers[0].engine.longest_prompt
             if longest is not None and plans[0].role != "decode":
                 which = trace.input_tokens > longest
                 self._reject(which, f"prompt longer than a {kind}worker's step, and not to be cut ({longest:,} tokens)")

@@ -188,7 +188,7 @@ def _trace(path: Path) -> Trace:
     for number, row in _json_lines(path):
         for key in ("arrival_s", "input_length", "output_length"):
             value = row.get(key)
-            if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+            if isinstance(value, bool) or not isinstance(value, int | float) or value != value:  # noqa: PLR0124
                 raise InputError(f"{path}:{number}: {key}: found {value!r}; a number is expected")
         rows.append(row)
     if not rows:

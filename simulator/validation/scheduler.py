@@ -24,7 +24,7 @@ from simulator.workload.arrivals import Arrivals
 TOLERANCE_S = 1e-6
 
 
-#: What every output token of the cases is: vLLM's are 7, like the prompt tokens of hash id 7; SGLang's are in no prompt.
+#: What every output token of the cases is: vLLM's are 7, as prompt tokens of hash id 7 are; SGLang's are in no prompt.
 OUTPUT_TOKEN = {"vllm": 7, "sglang": OUTPUT_CONTENT}
 
 
@@ -193,7 +193,8 @@ def first_difference(case: Case, cluster: Cluster) -> str | None:
         where = f"{role} step {at} (starts {step['start_s']:.6f} s)"
         if entries_here != theirs:
             off = sorted(set(theirs.items()) ^ set(entries_here.items()))[:4]
-            return f"{where}: request, tokens that differ: {off}; expected {len(theirs)} requests, found {len(entries_here)}"
+            counts = f"expected {len(theirs)} requests, found {len(entries_here)}"
+            return f"{where}: request, tokens that differ: {off}; {counts}"
         if abs(start - step["start_s"]) > TOLERANCE_S or abs(end - step["end_s"]) > TOLERANCE_S:
             return f"{where}: expected {step['start_s']:.9f} to {step['end_s']:.9f} s, found {start:.9f} to {end:.9f} s"
     return None

@@ -76,7 +76,9 @@ def assert_equal(cluster: Cluster, rows: list[dict[str, Any]], tolerance_s: floa
     desk = cluster.desk
     for name in COLUMNS:
         expected = np.array([float(row[name]) for row in rows])
-        allowed = tolerance_s * (np.maximum(np.array([row["output_length"] for row in rows]), 1.0) if "sum" in name else 1)
+        allowed = tolerance_s * (
+            np.maximum(np.array([row["output_length"] for row in rows]), 1.0) if "sum" in name else 1
+        )
         off = np.abs(getattr(desk, name) - expected) > allowed
         off |= np.isnan(getattr(desk, name))
         assert not off.any(), f"{name}: rows {np.flatnonzero(off)[:5]}"

@@ -13,6 +13,7 @@ from vllm_stepper import run_case
 
 from simulator.cost.table import StepCostTable
 
+
 def some(examples: int) -> settings:
     """The same cases on every run; a failing one is told as drawn (shrinking them takes minutes)."""
     phases = [Phase.explicit, Phase.generate]
