@@ -114,7 +114,8 @@ class Worker(Sleeper):
 
     def submit(self, row: int, prompt_tokens: int, target_tokens: int, now: float, *, remote: bool = False) -> None:
         """A request comes in."""
-        self.catch_up(now)
+        if self.engine.seen_s != now:  # a router may have looked at this very moment
+            self.catch_up(now)
         self.engine.submit(row, prompt_tokens, target_tokens, now, remote=remote)
         self.reconsider()
 

@@ -52,6 +52,7 @@ class Cluster:
         self.reason = np.full(rows, -1, np.int16)
         self.reasons: list[str] = []
         self.arrival_s = np.array(trace.arrival_s)
+        self._inputs, self._outputs = trace.input_tokens.tolist(), trace.output_tokens.tolist()
         self._clients = arrivals.clients if arrivals.kind == "closed" else None
         self._follows = _followers(trace)
         chained = options.tell_finished or self._clients is not None or bool(self._follows)
@@ -86,12 +87,11 @@ class Cluster:
             return
         worker = self.pick(self.entry, self.entry_router, row, now)
         self.prefill_worker[row] = worker.index
-        trace = self.trace
         if self.plan.workers[worker.index].role == "prefill":
-            worker.submit(row, int(trace.input_tokens[row]), 1, now)
+            worker.submit(row, self._inputs[row], 1, now)
         else:
             self.decode_worker[row] = worker.index
-            worker.submit(row, int(trace.input_tokens[row]), int(trace.output_tokens[row]), now)
+            worker.submit(row, self._inputs[row], self._outputs[row], now)
 
     def hear(self, worker: Worker, news: News) -> None:
         """News of an engine: finished, prompt done, KV wanted."""
@@ -125,8 +125,7 @@ class Cluster:
         """The decode engine."""
         worker = self.pick(self.second, self.second_router, row, now)
         self.decode_worker[row] = worker.index
-        trace = self.trace
-        worker.submit(row, int(trace.input_tokens[row]), int(trace.output_tokens[row]), now, remote=True)
+        worker.submit(row, self._inputs[row], self._outputs[row], now, remote=True)
 
     def pick(self, pool: Pool, router: Callable[[Pool, Asked], int], row: int, now: float) -> Worker:
         """Ask the router."""
@@ -135,7 +134,8 @@ class Cluster:
             return workers[0]
         trace = self.trace
         session = -1 if trace.session is None else int(trace.session[row])
-        asked = Asked(row, int(trace.input_tokens[row]), session, trace.hashes(row), trace.block_tokens, now)
+        blocks = _NO_BLOCKS if trace.hash_ids is None else trace.hashes(row)
+        asked = Asked(row, self._inputs[row], session, blocks, trace.block_tokens, now)
         return workers[router(pool, asked)]
 
     def _after(self, row: int, now: float) -> None:

@@ -144,6 +144,7 @@ class Engine:
         self.passes_first_token = first_token_made(spec.policy) != REMADE
         self.longest_prompt = longest_prompt(spec.policy, spec.settings)
         self.wake_s = float("inf")
+        self.seen_s = -1.0  # the moment it was last brought to
         self._pulse = self.policy.pulse
 
     def submit(self, row: int, prompt_tokens: int, target_tokens: int, now: float, *, remote: bool = False) -> None:
@@ -157,6 +158,7 @@ class Engine:
     def advance(self, now: float) -> News | None:
         """Live up to ``now``; returns the news since the last call, or None."""
         count, self.wake_s = self._pulse(self.state, now)
+        self.seen_s = now
         return self.take_news() if count else None
 
     def take_news(self) -> News:
@@ -195,5 +197,5 @@ class Survey:
         """Bring all engines to ``now``; ``gauges`` (engines x fields of ``Load``) is new. Who has news to take."""
         self._survey(self._group, now, self.gauges, self._news, self._wakes)
         for engine, wake in zip(self._engines, self._wakes.tolist(), strict=True):
-            engine.wake_s = wake
+            engine.wake_s, engine.seen_s = wake, now
         return [i for i, count in enumerate(self._news.tolist()) if count]
