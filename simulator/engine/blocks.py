@@ -7,8 +7,8 @@ import numpy as np
 from simulator.compiled import compiled
 from simulator.engine.state import longer, wider
 from simulator.engine.streaming import sending_batch
-from simulator.kv.content import block_key
-from simulator.kv.pool import find, give_back, publish, share, take
+from simulator.kv.content import block_key, private_key, shares_nothing
+from simulator.kv.pool import REFERENCES, find, give_back, publish, share, take
 
 
 @compiled
@@ -61,9 +61,12 @@ def key_of(e, s, j):  # type: ignore[no-untyped-def]
     known = e.keys_known[t]
     if known <= j:
         row = e.row[s]
+        alone = shares_nothing(e.content, row)
         key = e.block_keys[t, known - 1] if known > 0 else 1
         while known <= j:
-            key = block_key(e.content, row, key, known * e.block_size, e.block_size)
+            key = (
+                private_key(row, known) if alone else block_key(e.content, row, key, known * e.block_size, e.block_size)
+            )
             e.block_keys[t, known] = key
             known += 1
         e.keys_known[t] = known
@@ -85,7 +88,7 @@ def cached_blocks(e, s, tokens):  # type: ignore[no-untyped-def]
         if block < 0:
             break
         hits += 1
-        if e.pool.references[block] == 0:
+        if e.pool.node[block, REFERENCES] == 0:
             idle += 1
     return hits, idle
 

@@ -78,6 +78,20 @@ def block_key(content, row, parent, start, tokens):  # type: ignore[no-untyped-d
     return key
 
 
+@compiled
+def shares_nothing(content, row):  # type: ignore[no-untyped-def]
+    """Whether the request's prompt is all its own, so that no other request can have a block of it."""
+    if content.hash_offsets[row + 1] > content.hash_offsets[row]:
+        return False
+    return PRIVATE_CONTENT <= content.prompt_content[row] < OUTPUT_CONTENT
+
+
+@compiled
+def private_key(row, block):  # type: ignore[no-untyped-def]
+    """Key of a block of such a request: nothing to hash. A row's blocks are neighbours, rows lie far apart."""
+    return ((row + 1) * 2654435761 + block) * 128 + 1
+
+
 def unshared_content(input_tokens: Ints) -> object:
     """Content columns for requests that share no token."""
     rows = np.arange(input_tokens.size, dtype=np.int64)

@@ -7,6 +7,7 @@ deployment, not fitted numbers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +23,16 @@ ERAS = (("vllm", (0, 13), "vllm-0.12"),)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Engine profile, settings under the engine's names, and number formats."""
+    """Engine profile, settings under the engine's names, and number formats.
+
+    ``first_token_steps``: decode steps that a first token waits for on average because of settings that the engine
+    models do not have (see ``waiting_steps``).
+    """
 
     profile: str
     precision: Precision
     settings: dict[str, Value] = field(default_factory=dict)
+    first_token_steps: float = 0.0
 
 
 def recipe_of(point: Point, role: str) -> Recipe:
@@ -36,7 +42,21 @@ def recipe_of(point: Point, role: str) -> Recipe:
     settings = {"vllm": _vllm, "sglang": _sglang, "trtllm": _trtllm}[point.backend](point, role)
     settings[family.context] = _longest(point)
     known = {entry.name for entry in family.settings}
-    return Recipe(profile, _precision(point), {k: v for k, v in settings.items() if k in known})
+    steps = waiting_steps({k: v for k, v in settings.items() if k not in known})
+    return Recipe(profile, _precision(point), {k: v for k, v in settings.items() if k in known}, steps)
+
+
+def waiting_steps(unknown: Mapping[str, Any]) -> float:
+    """Decode steps that settings without a rule in the engine models add to a mean TTFT.
+
+    SGLang ``scheduler_recv_interval`` n: new requests are fetched every n decode steps, so they wait for half of that.
+    SGLang ``stream_interval`` n: the first token goes out with the n-th. TensorRT-LLM ``batch_wait_timeout_iters`` n:
+    prompts wait n steps for company (less if they fill a step, which few clients do).
+    """
+    poll = int(unknown.get("scheduler_recv_interval", 1))
+    gathered = int(unknown.get("gathered_tokens", 1))
+    wait = int(unknown.get("batch_wait_timeout_iters", 0))
+    return (poll - 1) / 2 + (gathered - 1) + max(wait - 1, 0)
 
 
 def _longest(point: Point) -> int:
@@ -121,12 +141,15 @@ def _sglang(point: Point, role: str) -> dict[str, Any]:
     found: dict[str, Any] = {"disable_radix_cache": True, "ignore_eos": True}
     if point.mode == "disagg":
         return found
+    found["gathered_tokens"] = 10  # --stream-interval
     if point.system == "b200_sxm":
         found["scheduler_recv_interval"] = 30 if point.concurrency >= 16 else 10
     if point.system == "b200_sxm" and point.precision == "fp4":
         return found | {"chunked_prefill_size": 16384, "max_running_requests": 256, "mem_fraction_static": 0.85}
     both = point.input_tokens == point.output_tokens == 1024
     running = 128 if point.system == "b200_sxm" else 512 if both else 256
+    if point.system == "b200_sxm":
+        found["gathered_tokens"] = 30
     return found | {
         "chunked_prefill_size": 32768,
         "max_prefill_tokens": 32768,

@@ -53,12 +53,14 @@ def run_point(point: Point) -> Outcome:
         found = run_plan(plan, trace, Arrivals("closed", clients=point.concurrency)).record
     except InputError as problem:
         return Outcome(point, None, None, str(problem))
-    ttft = found.first_token_s - found.arrival_s
+    if not np.isfinite(found.first_token_s).any():
+        return Outcome(point, None, None, "no request finished")
+    ttft_s = float(np.nanmean(found.first_token_s - found.arrival_s))
     several = found.output_tokens > 1
     tpot = (found.last_token_s - found.first_token_s)[several] / (found.output_tokens[several] - 1)
-    if not np.isfinite(ttft).any():
-        return Outcome(point, None, None, "no request finished")
-    return Outcome(point, float(np.nanmean(ttft)) * 1e3, float(np.nanmean(tpot)) * 1e3, None, notes)
+    tpot_s = float(np.nanmean(tpot))
+    ttft_s += recipe_of(point, point.groups[-1].role).first_token_steps * tpot_s
+    return Outcome(point, ttft_s * 1e3, tpot_s * 1e3, None, notes)
 
 
 def requests_of(point: Point) -> Trace:
