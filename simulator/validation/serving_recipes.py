@@ -7,18 +7,26 @@ deployment, not fitted numbers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from simulator.cluster.profiles import load_profile, profile_names
+from simulator.cluster.profiles import load_profile
 from simulator.cluster.settings import Value
 from simulator.models.precision import Precision
 from simulator.validation.serving_points import Point
 
-#: Engine profiles by backend. vLLM before 0.14 is a profile of its own where there is one.
-PROFILES = {"vllm": "vllm-0.25", "sglang": "sglang", "trtllm": "tensorrt-llm"}
-ERAS = (("vllm", (0, 13), "vllm-0.12"),)
+#: Engine profiles by backend, with the newest version each is for; the last is for all that are newer.
+PROFILES = {
+    "vllm": (((0, 13), "vllm-0.12"), ((0, 24), "vllm-0.19"), (None, "vllm-0.25")),
+    "sglang": ((None, "sglang"),),
+    "trtllm": (((1, 0), "tensorrt-llm-1.0"), (None, "tensorrt-llm")),
+}
+#: Where a table names no version: what was current when the runs were made.
+UNSTATED = {"vllm": "vllm-0.19", "sglang": "sglang", "trtllm": "tensorrt-llm"}
+#: vLLM as the Llama runs on B200 were started (cudagraph_mode FULL_DECODE_ONLY).
+DECODE_GRAPHS = "vllm-0.11-decode-graphs"
 
 
 @dataclass(frozen=True)
@@ -65,17 +73,22 @@ def _longest(point: Point) -> int:
 
 
 def _profile(point: Point) -> str:
-    version = _numbers(point.version)
-    for backend, last, name in ERAS:
-        if point.backend == backend and version and version[: len(last)] <= last and name in profile_names():
-            return name
-    return PROFILES[point.backend]
+    """The engine profile of a run's version."""
+    blackwell = point.system in ("b200_sxm", "gb200")
+    if point.backend == "vllm" and point.origin == "inferencex" and blackwell and point.model.startswith("llama"):
+        return DECODE_GRAPHS
+    version = _numbers(point.version)[:2]
+    if not version:
+        return UNSTATED[point.backend]
+    if point.origin == "inferencex" and point.mode == "disagg":
+        return PROFILES[point.backend][-1][1]  # the version stated is that of the orchestrator
+    return next(name for last, name in PROFILES[point.backend] if last is None or version <= last)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    parts = version.split(".")[:3]
-    numbers = [int(p) for p in parts if p.isdigit()]
-    return tuple(numbers) if len(numbers) == len(parts) else ()
+    """The leading numbers of a version, as (0, 5, 6) of 0.5.6.post2; empty where there are none."""
+    found = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", version)
+    return tuple(int(part) for part in found.groups() if part is not None) if found else ()
 
 
 def _precision(point: Point) -> Precision:
@@ -118,7 +131,12 @@ def _vllm(point: Point, role: str) -> dict[str, Any]:
             "async_scheduling": _numbers(point.version) >= (0, 14),
         }
     sequences = 512 if point.system in ("b200_sxm", "gb200") else point.concurrency
-    return {"max_num_batched_tokens": 8192, "prefix_caching": False, "max_num_seqs": sequences}
+    return {
+        "max_num_batched_tokens": 8192,
+        "prefix_caching": False,
+        "max_num_seqs": sequences,
+        "async_scheduling": True,
+    }
 
 
 def _generated_tokens(point: Point, role: str) -> int:
@@ -135,7 +153,7 @@ def _sglang(point: Point, role: str) -> dict[str, Any]:
             "ignore_eos": True,
             "max_prefill_tokens": point.input_tokens + 1500,
             # enable_mixed_chunk came into the generator's rules after the runs of 0.5.1 (2025-08)
-            "mixed_chunk": _numbers(point.version.replace("post", "")) >= (0, 5, 6),
+            "mixed_chunk": _numbers(point.version) >= (0, 5, 6),
             "max_running_requests": max(point.concurrency, 1),
         }
     found: dict[str, Any] = {"disable_radix_cache": True, "ignore_eos": True}
