@@ -64,8 +64,9 @@ class HostTime:
 
 def _hosts(step: Step, seqs: Floats, *, mixed: bool) -> HostTime:
     costs = step.costs
-    work = costs.host_step_s + costs.host_seq_s * seqs
-    add = costs.step_gap_s + costs.seq_gap_s * seqs + (0.0 if costs.overlap else work)
+    own = step.local(seqs)  # each data-parallel rank has a scheduler process of its own
+    work = costs.host_step_s + costs.host_seq_s * own
+    add = costs.step_gap_s + costs.seq_gap_s * own + (0.0 if costs.overlap else work)
     floor = work if costs.overlap else np.zeros_like(work)
     largest = max(costs.decode_graph_sizes, default=0)
     launched = np.full(seqs.shape, mixed) | (seqs > largest * step.parallel.dp)
