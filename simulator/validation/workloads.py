@@ -24,6 +24,8 @@ from simulator.workload.arrivals import Arrivals
 from simulator.workload.trace import Trace
 
 PROFILE = "vllm-0.25"
+#: Models whose random weights made greedy decoding repeat one token, seen in their decode steps.
+ONE_TOKEN = {"deepseek-v2-lite": "vllm-0.25-one-token"}
 STATISTICS = ("mean", "p50", "p90", "p99")
 METRICS = ("ttft", "tpot")
 _NEEDED = (
@@ -102,7 +104,7 @@ def workload_topology(row: Mapping[str, Any], place: str) -> dict[str, Any]:
         "name": f"{row['stage']}.{row['workload']}",
         "model": str(row["model"]),
         "engine": {
-            "profile": PROFILE,
+            "profile": ONE_TOKEN.get(str(row["model"]), PROFILE),
             "num_gpu_blocks_override": int(row["kv_blocks"]),
             "block_size": int(row["block_size"]),
             "prefix_caching": _flag(row["prefix_caching"]),
