@@ -1,0 +1,274 @@
+"""Measured serving runs and workloads: reading, rebuilding, comparing, and the commands."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from simulator.cli import main
+from simulator.errors import InputError
+from simulator.models.precision import Parallel
+from simulator.validation.serving import group_errors, sample_of, validate_serving
+from simulator.validation.serving_points import load_points, model_name
+from simulator.validation.serving_recipes import recipe_of, waiting_steps
+from simulator.validation.serving_runs import Outcome, requests_of, topology_of
+from simulator.validation.workloads import validate_workloads
+
+ROW = {
+    "point": "p1",
+    "backend": "vllm",
+    "backend_version": "0.12.0",
+    "model": "meta-llama/Llama-3.1-8B-Instruct",
+    "system": "h100_sxm",
+    "precision": "unstated",
+    "mode": "agg",
+    "isl": 64,
+    "osl": 8,
+    "concurrency": 2,
+    "tp_size": 1,
+    "pp_size": 1,
+    "attention_dp_size": None,
+    "moe_tp_size": 1,
+    "moe_ep_size": 1,
+    "origin": "nvidia",
+    "quality": "ok",
+    "ttft_mean_ms": 20.0,
+    "tpot_mean_ms": 8.0,
+}
+DATA = os.environ.get("SIMULATOR_DATA")
+needs_data = pytest.mark.skipif(DATA is None, reason="SIMULATOR_DATA is not set")
+
+
+def table(tmp_path: Path, *rows: dict[str, object]) -> Path:
+    path = tmp_path / "points.csv.gz"
+    pd.DataFrame([{**ROW, **row} for row in rows]).to_csv(path, index=False)
+    return path
+
+
+def point(tmp_path: Path, **row: object):  # type: ignore[no-untyped-def]
+    return load_points(table(tmp_path, row)).points[0]
+
+
+def test_rows_that_cannot_be_rebuilt_are_counted_by_reason(tmp_path: Path) -> None:
+    path = table(tmp_path, {}, {"model": "zhipuai/GLM-5"}, {"system": "b300_sxm"}, {"system": "b300_sxm"})
+    found = load_points(path)
+    assert len(found.points) == 1
+    assert found.skipped == {"model zhipuai/GLM-5": 1, "GPU b300_sxm": 2}
+
+
+@pytest.mark.parametrize(
+    ("tp", "dp", "expert_tp", "expert_ep", "expected"),
+    [
+        (8, 1, 8, 1, Parallel(8, 1, 1, 1)),
+        (8, 1, 1, 8, Parallel(8, 1, 1, 8)),
+        (1, 8, 1, 8, Parallel(1, 1, 8, 8)),
+        (8, 8, 1, 8, Parallel(1, 1, 8, 8)),  # tp names all GPUs
+        (4, None, 1, 1, Parallel(4, 1, 1, 1)),
+    ],
+)
+def test_parallelism_counts_data_parallel_attention_beside_tp(
+    tmp_path: Path, tp: int, dp: int | None, expert_tp: int, expert_ep: int, expected: Parallel
+) -> None:
+    row = {"tp_size": tp, "attention_dp_size": dp, "moe_tp_size": expert_tp, "moe_ep_size": expert_ep}
+    assert point(tmp_path, **row).groups[0].parallel == expected
+
+
+def test_names_of_models() -> None:
+    assert model_name("Qwen/Qwen3-235B-A22B-FP8") == "qwen3-235b-a22b"
+    assert model_name("Qwen/Qwen3.5-397B-A17B") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"mode": "both"}, "mode 'both' is not allowed"),
+        ({"concurrency": 0}, "concurrency is '0'"),
+        ({"ttft_mean_ms": -1.0}, "ttft_mean_ms is '-1.0'"),
+        ({"isl": 12.5}, "isl is '12.5'"),
+        ({"mode": "disagg"}, "column 'prefill_num_workers' is missing"),
+    ],
+)
+def test_bad_rows_are_one_line(tmp_path: Path, change: dict[str, object], says: str) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        load_points(table(tmp_path, change))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_column_and_unreadable_file(tmp_path: Path) -> None:
+    path = tmp_path / "half.csv"
+    pd.DataFrame([ROW]).drop(columns="isl").to_csv(path, index=False)
+    with pytest.raises(InputError, match="column 'isl' is missing"):
+        load_points(path)
+    garbage = tmp_path / "x.csv.gz"
+    garbage.write_bytes(b"\x00\x01no gzip")
+    with pytest.raises(InputError, match="not a CSV table"):
+        load_points(garbage)
+    with pytest.raises(InputError, match="no such file"):
+        load_points(tmp_path / "absent.csv")
+
+
+def test_lengths_are_exact_or_drawn_around_nominal(tmp_path: Path) -> None:
+    exact = requests_of(point(tmp_path))
+    assert len(exact) == 20 and set(exact.input_tokens) == {64} and set(exact.output_tokens) == {8}
+    drawn = requests_of(point(tmp_path, origin="inferencex", isl=1000, osl=100, concurrency=100))
+    assert len(drawn) == 1000
+    assert drawn.input_tokens.min() >= 800 and drawn.input_tokens.max() <= 1200
+    assert abs(drawn.input_tokens.mean() - 1000) < 20
+    assert np.array_equal(drawn.max_output_tokens, drawn.output_tokens)
+
+
+def test_settings_follow_the_published_scripts(tmp_path: Path) -> None:
+    generated = recipe_of(point(tmp_path), "colocated")
+    assert generated.profile == "vllm-0.12"
+    assert generated.settings["max_num_batched_tokens"] == 2 + 64 + 1500
+    assert generated.settings["async_scheduling"] is False
+    old = recipe_of(point(tmp_path, backend="sglang", backend_version="0.5.1.post1"), "colocated")
+    new = recipe_of(point(tmp_path, backend="sglang", backend_version="0.5.6.post2"), "colocated")
+    assert (old.settings["mixed_chunk"], new.settings["mixed_chunk"]) == (False, True)
+    llama = {"origin": "inferencex", "system": "b200_sxm", "precision": "fp8", "model": "meta-llama/Llama-3.1-70B"}
+    assert recipe_of(point(tmp_path, **llama), "colocated").profile == "vllm-0.11-decode-graphs"
+    assert recipe_of(point(tmp_path, **llama), "colocated").precision.kv_cache == "fp8"
+    candidate = recipe_of(point(tmp_path, backend="trtllm", backend_version="1.0.0rc3"), "colocated")
+    assert candidate.profile == "tensorrt-llm-1.0"
+
+
+def test_prompts_of_uncut_engines_fit_a_step(tmp_path: Path) -> None:
+    row = {"backend": "trtllm", "origin": "inferencex", "precision": "fp8", "model": "deepseek-ai/DeepSeek-V3"}
+    found = recipe_of(
+        point(tmp_path, **row, system="h200_sxm", isl=8192, osl=1024, tp_size=8, moe_tp_size=8), "colocated"
+    )
+    assert int(found.settings["max_num_tokens"]) >= 1.2 * 8192
+
+
+def test_waiting_steps_of_settings_without_a_rule() -> None:
+    assert waiting_steps({}) == 0
+    assert waiting_steps({"scheduler_recv_interval": 31}) == 15
+    assert waiting_steps({"gathered_tokens": 10}) == 9
+    assert waiting_steps({"batch_wait_timeout_iters": 20}) == 19
+
+
+def test_pools_of_a_disaggregated_run(tmp_path: Path) -> None:
+    pools = {
+        f"{role}_{key}": value
+        for role, workers in (("prefill", 2), ("decode", 3))
+        for key, value in (
+            ("num_workers", workers),
+            ("tp_size", 1),
+            ("pp_size", 1),
+            ("attention_dp_size", 1),
+            ("moe_tp_size", 1),
+            ("moe_ep_size", 1),
+        )
+    }
+    found = topology_of(point(tmp_path, mode="disagg", **pools))
+    assert [(pool["role"], pool["workers"]) for pool in found["pools"]] == [("prefill", 2), ("decode", 3)]
+    assert found["network"] == {"kind": "rdma"}
+
+
+def test_errors_of_a_group(tmp_path: Path) -> None:
+    one = point(tmp_path)
+    outcomes = [Outcome(one, 22.0, 8.0), Outcome(one, 15.0, 4.0), Outcome(one, 20.0, 8.8)]
+    found = group_errors("g", "n", outcomes)
+    assert found.ttft_mape_percent == pytest.approx((10 + 25 + 0) / 3)
+    assert found.ttft_median_ape_percent == pytest.approx(10)
+    assert found.tpot_bias_percent == pytest.approx(0)
+
+
+def test_sample_is_spread_and_repeatable(tmp_path: Path) -> None:
+    rows = [{"point": f"a{i}"} for i in range(20)] + [{"point": "b", "backend": "trtllm"}]
+    points = load_points(table(tmp_path, *rows)).points
+    first, again = sample_of(points, 4, 7), sample_of(points, 4, 7)
+    assert first == again and len(first) == 4
+    assert any(p.backend == "trtllm" for p in first)
+
+
+def test_a_run_is_simulated_and_reported(tmp_path: Path) -> None:
+    path = table(tmp_path, {}, {"point": "p2", "concurrency": 4}, {"model": "zhipuai/GLM-5"})
+    report = validate_serving(path)
+    document = report.to_dict()
+    assert document["points"] == 2 and document["skipped"] == {"model zhipuai/GLM-5": 1}
+    row = document["rows"][0]
+    assert 1.0 < row["simulated_ttft_mean_ms"] < 200.0 and 1.0 < row["simulated_tpot_mean_ms"] < 50.0
+    assert validate_serving(path).to_dict() == document
+
+
+def test_a_model_that_does_not_fit_is_skipped_with_its_reason(tmp_path: Path) -> None:
+    path = table(tmp_path, {}, {"model": "meta-llama/Llama-3.1-70B", "point": "big"})
+    document = validate_serving(path).to_dict()
+    assert document["points"] == 1
+    assert any("does not fit" in reason for reason in document["skipped"])
+
+
+def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = table(tmp_path, {}), tmp_path / "out.json"
+    assert main(["validate", "serving", str(path), "--json", str(out)]) == 0
+    assert "all runs" in capsys.readouterr().out
+    assert json.loads(out.read_text())["points"] == 1
+    assert main(["validate", "serving", str(tmp_path / "none.csv")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.endswith("no such file") and "\n" not in error
+    assert main(["validate", "serving", str(path), "--sample", "0"]) == 2
+
+
+def workload_folder(tmp_path: Path, **measured: float) -> Path:
+    rows = np.arange(8)
+    requests = pd.DataFrame({"arrival_s": rows * 0.2, "input_tokens": 100, "output_tokens": 10})
+    requests.to_csv(tmp_path / "s.w.requests.csv.gz", index=False)
+    row = {
+        "stage": "s",
+        "model": "llama-3.1-8b",
+        "gpu": "NVIDIA H100 80GB HBM3",
+        "kv_blocks": 1000,
+        "block_size": 16,
+        "prefix_caching": False,
+        "max_num_batched_tokens": 8192,
+        "max_num_seqs": 256,
+        "async_scheduling": True,
+        "max_model_len": 4096,
+        "workload": "w",
+        "ttft_mean_ms": 10.0,
+        "tpot_mean_ms": 7.0,
+    }
+    pd.DataFrame([{**row, **measured}]).to_csv(tmp_path / "workloads.csv", index=False)
+    return tmp_path
+
+
+def test_workloads_are_replayed_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = {f.metric: f.simulated_ms for f in validate_workloads(workload_folder(tmp_path)).results[0].figures}
+    folder = workload_folder(tmp_path, ttft_mean_ms=first["ttft"], tpot_mean_ms=first["tpot"] / 1.1)
+    errors = {f.metric: f.error_percent for f in validate_workloads(folder).results[0].figures}
+    assert errors["ttft"] == pytest.approx(0.0, abs=1e-9) and errors["tpot"] == pytest.approx(10.0)
+    assert main(["validate", "workloads", str(folder)]) == 0
+    assert "s.w" in capsys.readouterr().out
+    assert main(["validate", "workloads", str(folder / "none")]) == 2
+
+
+def test_workloads_of_an_unknown_device(tmp_path: Path) -> None:
+    folder = workload_folder(tmp_path)
+    text = (folder / "workloads.csv").read_text().replace("NVIDIA H100 80GB HBM3", "abacus")
+    (folder / "workloads.csv").write_text(text)
+    with pytest.raises(InputError, match="gpu 'abacus' is not known"):
+        validate_workloads(folder)
+
+
+@needs_data
+def test_all_supported_rows_of_the_table_can_be_rebuilt() -> None:
+    found = load_points(Path(str(DATA)) / "measurements/serving_points/serving_points.csv.gz")
+    assert len(found.points) == 1022
+    assert all(reason.split()[0] in ("model", "GPU") for reason in found.skipped)
+    for one in found.points[::20]:
+        assert topology_of(one)["pools"]
+
+
+@needs_data
+def test_conversation_on_the_h100_is_within_twenty_percent() -> None:
+    report = validate_workloads(Path(str(DATA)) / "measurements/vllm_0.25.1")
+    conversation = next(r for r in report.results if r.name == "h100_tp1.azure_conv_r12")
+    assert conversation.worst_percent() < 20.0
+    for metric in ("ttft", "tpot"):
+        assert report.mean_error_percent(metric, "mean") < 15.0
