@@ -21,11 +21,11 @@ from simulator.cluster.run import RunOptions
 from simulator.cluster.simulation import COMPILING, ready, run_plan
 from simulator.cluster.topology import Topology, load_topology
 from simulator.errors import InputError
+from simulator.files import dumps, output_file, replacing, write_text
 from simulator.metrics.frame import requests_frame
 from simulator.metrics.slo import SLO
-from simulator.metrics.summary import Entry, summarise
-from simulator.report.document import Document, distinct_names, document, dumps, trace_entry
-from simulator.report.files import output_file, replacing, write_text
+from simulator.metrics.summary import Entry, flat_entry, summarise
+from simulator.report.document import Document, distinct_names, document, trace_entry
 from simulator.report.output import write_results
 from simulator.report.terminal import render
 from simulator.workload.arrivals import Arrivals, apply_arrivals, parse_arrivals
@@ -97,7 +97,7 @@ class Comparison:
 
     def summary(self) -> pd.DataFrame:
         """One row a topology, its figures as columns (``ttft_p99_s``, ``goodput_requests_per_s``)."""
-        return pd.DataFrame([_flat(result.entry) for result in self.results]).set_index("name")
+        return pd.DataFrame([flat_entry(result.entry) for result in self.results]).set_index("name")
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """TTFT and TPOT distributions of all topologies; also written to ``path`` (.png, .pdf, .svg) when given."""
@@ -321,20 +321,3 @@ def _trace(trace: TraceLike, arrivals: Arrivals) -> Trace:
         path = Path(folder) / "DataFrame.parquet"
         trace.to_parquet(path, index=False)
         return load_trace(path, raw_arrivals=raw).with_(name="DataFrame", source="DataFrame")
-
-
-def _flat(entry: Entry) -> dict[str, Any]:
-    """An entry as one row: spreads become ``ttft_p99_s``, parts ``ttft_queue_s``; lists and texts are left out."""
-    row: dict[str, Any] = {}
-    for key, value in entry.items():
-        if key == "ttft_parts_s":
-            row |= {f"ttft_{part}_s": seconds for part, seconds in value.items()}
-        elif key in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
-            row |= {f"{key.removesuffix('_s')}_{spread}_s": seconds for spread, seconds in value.items()}
-        elif key == "slo_attainment_by_target":
-            row |= {f"slo_attainment_{target}": share for target, share in value.items()}
-        elif key == "cache":
-            row["cache_hit_token_ratio"] = value["hit_token_ratio"]
-        elif not isinstance(value, dict | list):
-            row[key] = value
-    return row

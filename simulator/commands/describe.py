@@ -17,14 +17,13 @@ from simulator.cluster.topology import load_topology, topology_names
 from simulator.commands.options import json_target, parse_columns
 from simulator.commands.talk import Talk
 from simulator.errors import InputError, TopologyError, nearest
+from simulator.files import dumps, output_file, write_text
 from simulator.hardware.gpu import Gpu
 from simulator.hardware.profiles import list_gpus, load_gpu
 from simulator.models.catalogue import list_models, load_model
 from simulator.models.model import Model
 from simulator.models.precision import Parallel, Precision
-from simulator.report.document import dumps
 from simulator.report.facts import facts_text
-from simulator.report.files import output_file, write_text
 from simulator.resources import shipped
 from simulator.workload.load import load_trace
 from simulator.workload.measure import measure_spec

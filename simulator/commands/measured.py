@@ -8,8 +8,7 @@ from typing import Any
 
 from simulator.commands.options import json_target
 from simulator.errors import InputError
-from simulator.report.document import dumps
-from simulator.report.files import output_file, write_text
+from simulator.files import dumps, output_file, write_text
 from simulator.report.terminal import plain_table, show_table
 from simulator.validation.serving import GroupErrors, ServingReport, validate_serving
 from simulator.validation.serving_runs import Outcome

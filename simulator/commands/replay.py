@@ -12,9 +12,8 @@ from simulator.cluster.topology import topology_names
 from simulator.commands.options import RunOptions, json_target, parse_columns, parse_seconds
 from simulator.commands.talk import Bar, Talk
 from simulator.errors import InputError, RunInterruptedError
+from simulator.files import dumps, output_file, output_folder, write_text
 from simulator.metrics.slo import SLO
-from simulator.report.document import dumps
-from simulator.report.files import output_file, output_folder, write_text
 from simulator.report.terminal import print_report
 from simulator.workload.arrivals import Arrivals, parse_arrivals
 from simulator.workload.load import load_trace

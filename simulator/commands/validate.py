@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 from simulator.commands.options import json_target
 from simulator.errors import InputError
+from simulator.files import dumps, output_file, write_text
 from simulator.metrics.wording import count
 from simulator.metrics.wording import target as target_text
-from simulator.report.document import dumps
-from simulator.report.files import output_file, write_text
 from simulator.report.terminal import plain_table, show_table
 from simulator.validation.scheduler import TOLERANCE_S, SchedulerReport, validate
 

@@ -173,3 +173,20 @@ def per_gpu(entry: Entry, name: str) -> float:
     """A rate of an entry divided by its GPUs; NaN where there is no rate."""
     value = entry[name]
     return math.nan if value is None or not entry["gpus"] else value / entry["gpus"]
+
+
+def flat_entry(entry: Entry) -> dict[str, Any]:
+    """An entry as one row: spreads become ``ttft_p99_s``, parts ``ttft_queue_s``; lists and texts are left out."""
+    row: dict[str, Any] = {}
+    for key, value in entry.items():
+        if key == "ttft_parts_s":
+            row |= {f"ttft_{part}_s": seconds for part, seconds in value.items()}
+        elif key in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
+            row |= {f"{key.removesuffix('_s')}_{spread}_s": seconds for spread, seconds in value.items()}
+        elif key == "slo_attainment_by_target":
+            row |= {f"slo_attainment_{target}": share for target, share in value.items()}
+        elif key == "cache":
+            row["cache_hit_token_ratio"] = value["hit_token_ratio"]
+        elif not isinstance(value, dict | list):
+            row[key] = value
+    return row

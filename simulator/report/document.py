@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,26 +63,6 @@ def document(
         "topologies": list(entries),
         "comparison": compare_entries(entries, slo) if entries else {},
     }
-
-
-def dumps(value: object) -> str:
-    """Strict JSON with two spaces of indent and a final newline; NaN and infinities become ``null``."""
-    return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def plain(value: Any) -> Any:
-    """``value`` in JSON's own types: numpy scalars and arrays unpacked, what is not finite as ``None``."""
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.tolist()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, str | int):
-        return value
-    raise TypeError(f"{type(value).__name__} has no place in a result")
 
 
 def distinct_names(names: Sequence[str]) -> list[str]:

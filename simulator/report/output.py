@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simulator.cluster.result import RunResult
+from simulator.files import dumps, output_folder, replacing, write_text
 from simulator.metrics.slo import SLO
-from simulator.report.document import dumps
-from simulator.report.files import output_folder, replacing, write_text
 
 if TYPE_CHECKING:
     import pandas as pd

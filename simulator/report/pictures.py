@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simulator.cluster.result import Floats, RunResult
+from simulator.files import replacing
 from simulator.metrics.latency import latencies
 from simulator.metrics.slo import SLO
 from simulator.metrics.summary import Entry
 from simulator.metrics.verdict import PART_NAMES
 from simulator.metrics.wording import seconds, target
-from simulator.report.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,9 +10,10 @@ import pytest
 from report_runs import busy_run, run_of
 
 from simulator.errors import InputError
+from simulator.files import dumps, plain
 from simulator.metrics.slo import SLO
 from simulator.metrics.summary import summarise
-from simulator.report.document import distinct_names, document, dumps, plain, trace_entry
+from simulator.report.document import distinct_names, document, trace_entry
 
 SPREAD = ["mean", "p50", "p90", "p95", "p99", "max"]
 

@@ -11,8 +11,8 @@ from report_runs import busy_run, run_of
 
 from simulator.api import Comparison, Result, Terms
 from simulator.errors import InputError
+from simulator.files import output_file, output_folder, replacing, write_text
 from simulator.metrics.slo import SLO
-from simulator.report.files import output_file, output_folder, replacing, write_text
 
 TERMS = Terms(SLO(ttft_s=2.0, tpot_s=0.05), warmup_s=5.0)
 PNG = b"\x89PNG\r\n\x1a\n"

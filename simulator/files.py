@@ -1,12 +1,17 @@
-"""Writing results: a file is there whole or not at all."""
+"""Writing results: strict JSON, and files that are there whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from simulator.errors import InputError
 
@@ -65,3 +70,23 @@ def write_text(path: Path, text: str) -> None:
         return
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def dumps(value: object) -> str:
+    """Strict JSON with two spaces of indent and a final newline; NaN and infinities become ``null``."""
+    return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """``value`` in JSON's own types: numpy scalars and arrays unpacked, what is not finite as ``None``."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, str | int):
+        return value
+    raise TypeError(f"{type(value).__name__} has no place in a result")
