@@ -9,6 +9,7 @@ from simulator.errors import InputError
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 KB, MB, GB, TB = 10**3, 10**6, 10**9, 10**12
 TERA = 10**12
+MILLION = 10**6
 BITS_PER_BYTE = 8
 SECONDS_PER_HOUR = 3600.0
 

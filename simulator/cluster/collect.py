@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,11 @@ from simulator.cluster.result import (
     WorkerSeries,
 )
 from simulator.cluster.run import Cluster
+from simulator.cluster.schema import PoolPart
+from simulator.cost.table import prefill_rate
 from simulator.engine.columns import GAP_BINS
+from simulator.engine.engine import Totals
+from simulator.hardware.profiles import load_gpu
 
 Floats = NDArray[np.float64]
 
@@ -164,6 +169,8 @@ def _pools(cluster: Cluster, duration_s: float) -> tuple[PoolStats, ...]:
                 kv_blocks=plans[0].kv_blocks,
                 block_tokens=plans[0].block_size,
                 steps=int(sum(t.batches for t in totals)),
+                **_money_and_power(pool),
+                prefill_share=_prefill_share(cluster, plans, totals),
                 extra={
                     "prefill_tokens": int(sum(t.prefill_tokens for t in totals)),
                     "decode_tokens": int(sum(t.decode_tokens for t in totals)),
@@ -171,6 +178,26 @@ def _pools(cluster: Cluster, duration_s: float) -> tuple[PoolStats, ...]:
             )
         )
     return tuple(stats)
+
+
+def _money_and_power(pool: PoolPart) -> dict[str, float | None]:
+    """Price and power of one of the pool's GPUs, as far as they are known."""
+    if pool.gpu is None:
+        return {"usd_per_hour": pool.usd_per_hour}
+    gpu = load_gpu(pool.gpu)
+    price = gpu.usd_per_hour if pool.usd_per_hour is None else pool.usd_per_hour
+    return {"usd_per_hour": price, "power_watts": gpu.power_watts, "idle_power_watts": gpu.idle_power_watts}
+
+
+def _prefill_share(cluster: Cluster, plans: Sequence[WorkerPlan], totals: Sequence[Totals]) -> float:
+    """Share of a pool's busy time that prompts take. Where one step holds prompts and decodes, prompts count for what
+    they would take alone, in steps of the mean prompt."""
+    role, busy_s = plans[0].role, sum(t.busy_s for t in totals)
+    if role in ("prefill", "decode") or busy_s <= 0:
+        return 1.0 if role == "prefill" else 0.0
+    tokens = sum(t.prefill_tokens for t in totals)
+    usual = max(1, min(round(float(cluster.trace.input_tokens.mean())), plans[0].max_step_tokens))
+    return float(min(1.0, tokens / prefill_rate(plans[0].step_cost, usual) / busy_s))
 
 
 def _cache(cluster: Cluster) -> dict[str, float | int]:

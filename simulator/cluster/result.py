@@ -90,8 +90,9 @@ class PoolStats:
     """A pool over the whole run.
 
     ``utilisation`` is the share of time from first arrival to last completion in which a worker runs a step, mean over
-    workers; ``kv_peak_fraction`` the highest share of a worker's KV blocks ever in use; ``extra`` is written behind
-    these in the result.
+    workers; ``kv_peak_fraction`` the highest share of a worker's KV blocks ever in use; ``usd_per_hour``,
+    ``power_watts`` and ``idle_power_watts`` are those of one GPU; ``prefill_share`` is the share of its busy time that
+    prompts take; ``extra`` is written behind these in the result.
     """
 
     name: str
@@ -105,6 +106,10 @@ class PoolStats:
     kv_blocks: int = -1
     block_tokens: int = -1
     steps: int = -1
+    usd_per_hour: float | None = None
+    power_watts: float | None = None
+    idle_power_watts: float | None = None
+    prefill_share: float = 0.0
     extra: Mapping[str, float | int | str] = field(default_factory=dict)
 
 

@@ -12,6 +12,7 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 Workers = Annotated[int, Field(ge=1, le=100_000)]
 Degree = Annotated[int, Field(ge=1, le=10_000)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -62,11 +63,12 @@ class StepTimePart(Part):
 
 
 class PoolPart(Part):
-    """Like engines that play one role."""
+    """Like engines that play one role. ``usd_per_hour``: of one GPU, in place of its profile's."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
     role: Role
     gpu: Text | None = None
+    usd_per_hour: Dollars | None = None
     workers: Workers = 1
     parallel: ParallelPart = ParallelPart()
     engine: dict[str, Any] = Field(default_factory=dict)

@@ -24,6 +24,8 @@ METRICS: dict[str, tuple[tuple[str, ...], bool]] = {
         for latency in ("ttft", "tpot", "itl", "e2e")
         for spread in ("mean", "p50", "p99")
     },
+    "usd_per_million_tokens": (("cost", "usd_per_million_tokens"), False),
+    "joules_per_token": (("energy", "joules_per_token"), False),
 }
 
 #: Rates that are also compared per GPU.

@@ -18,6 +18,7 @@ from simulator.cluster.result import (
     RunResult,
 )
 from simulator.errors import InputError
+from simulator.metrics.economics import cost_of, energy_of
 from simulator.metrics.latency import Bools, Latencies, good, histogram_spread, latencies, meets, spread, ttft_parts
 from simulator.metrics.saturation import is_saturated
 from simulator.metrics.slo import SLO
@@ -56,6 +57,8 @@ def summarise(run: RunResult, slo: SLO | None = None, warmup_s: float = 0.0) -> 
     entry["cache"] = _cache(run, values)
     entry["pools"] = [_pool(pool) for pool in run.pools]
     entry["network"] = dict(run.network)
+    rates = _token_rates(entry)
+    entry["cost"], entry["energy"] = cost_of(run, *rates), energy_of(run, *rates)
     entry["saturated"] = saturated
     entry["reasons"] = _reasons(run, values)
     entry["warnings"] = [*run.warnings, *_warnings(entry, run, warmup_s)]
@@ -63,6 +66,12 @@ def summarise(run: RunResult, slo: SLO | None = None, warmup_s: float = 0.0) -> 
     if tenants:
         entry["tenants"] = tenants
     return entry
+
+
+def _token_rates(entry: Entry) -> tuple[float | None, float | None]:
+    """Tokens a second in all, and of output alone."""
+    prompt, output = entry["input_tokens_per_s"], entry["output_tokens_per_s"]
+    return (None if prompt is None or output is None else prompt + output), output
 
 
 def _figures(run: RunResult, values: Latencies, slo: SLO, group: Bools) -> Entry:
@@ -185,6 +194,8 @@ def flat_entry(entry: Entry) -> dict[str, Any]:
             row |= {f"{key.removesuffix('_s')}_{spread}_s": seconds for spread, seconds in value.items()}
         elif key == "slo_attainment_by_target":
             row |= {f"slo_attainment_{target}": share for target, share in value.items()}
+        elif key in ("cost", "energy"):
+            row |= {name: figure for name, figure in value.items() if not isinstance(figure, dict)}
         elif key == "cache":
             row["cache_hit_token_ratio"] = value["hit_token_ratio"]
         elif not isinstance(value, dict | list):

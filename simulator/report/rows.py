@@ -99,6 +99,17 @@ def _use(entries: Sequence[Entry]) -> Iterator[Row]:
         yield Row("preemptions", _by_pool("preemptions", count))
     if any(entry["cache"]["hit_token_ratio"] for entry in entries):
         yield Row("prompt from cache", _at(percent, "cache", "hit_token_ratio"))
+    yield from _economics(entries)
+
+
+def _economics(entries: Sequence[Entry]) -> Iterator[Row]:
+    """Dollars and joules, where prices and powers are known."""
+    for label, key, name in (
+        ("USD/million tokens", "cost", "usd_per_million_tokens"),
+        ("joules/token", "energy", "joules_per_token"),
+    ):
+        if any(entry[key][name] is not None for entry in entries):
+            yield Row(label, _at(rate, key, name), name)
 
 
 def _at(write: Callable[[Any], str], *keys: str) -> Cell:
