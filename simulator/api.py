@@ -19,6 +19,7 @@ from simulator.cluster.plan import ClusterPlan
 from simulator.cluster.result import REJECTED, RunResult
 from simulator.cluster.run import RunOptions
 from simulator.cluster.simulation import COMPILING, ready, run_plan
+from simulator.cluster.steps import MOST_ENTRIES
 from simulator.cluster.topology import Topology, load_topology
 from simulator.errors import InputError
 from simulator.files import dumps, output_file, replacing, write_text
@@ -45,13 +46,14 @@ Progress = Callable[[float], None]
 @dataclasses.dataclass(frozen=True)
 class Terms:
     """What a run is judged by. ``load`` tells more of what was offered, for the result's ``trace``; ``overrides`` what
-    was changed in the topology."""
+    was changed in the topology; ``log_steps``: every batch is kept, for a timeline."""
 
     slo: SLO = dataclasses.field(default_factory=SLO)
     seed: int = 0
     warmup_s: float = 0.0
     load: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     overrides: tuple[str, ...] = ()
+    log_steps: bool = False
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -118,6 +120,17 @@ class Comparison:
             write_text(output_file(path, "path"), text)
         return text
 
+    def timeline(self, path: str | os.PathLike[str], start_s: float = 0.0) -> str:
+        """Write the runs (made with ``log_steps=True``) as a timeline for Perfetto, from ``start_s`` on.
+
+        Returns what part of the run is in it, in words; empty where it is all.
+        """
+        from simulator.report.timeline import write_timeline
+
+        if not self.terms.log_steps:
+            raise InputError("timeline: the steps of this run were not kept; simulate with log_steps=True")
+        return write_timeline(output_file(path, "path"), [result.run for result in self.results], start_s).note
+
     def save(self, folder: str | os.PathLike[str], document: Document | None = None) -> list[Path]:
         """Write ``requests.parquet``, ``result.json`` and the pictures into ``folder``; returns their paths.
 
@@ -133,10 +146,11 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Result:
-    """One trace offered to one topology: ``run`` holds the columns as they were simulated."""
+    """One trace offered to one topology: ``run`` holds the columns as they were simulated, ``plan`` the cluster."""
 
     run: RunResult
     terms: Terms = dataclasses.field(default_factory=Terms)
+    plan: ClusterPlan | None = None
 
     @property
     def name(self) -> str:
@@ -186,6 +200,7 @@ def simulate(
     arrivals: str | Arrivals = "trace",
     warmup_s: float = 0.0,
     overrides: Iterable[str] = (),
+    log_steps: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Offer ``trace`` to ``topology`` and tell when each token came.
@@ -193,12 +208,13 @@ def simulate(
     ``trace``: a path, the name of a shipped trace, a Trace, or a DataFrame with the native columns. ``topology``: a
     path, a shipped name, a mapping, or a Topology; ``overrides`` change it (``path.to.key=value``). ``slo``: targets,
     as ``"ttft=2s,tpot=50ms"`` or ``SLO(ttft_s=2)``. ``arrivals``: ``trace``, ``poisson:4``, ``gamma:4:2``,
-    ``closed:16`` or ``at-once``. ``warmup_s`` is simulated but not counted. Same arguments, same result, to the byte.
+    ``closed:16`` or ``at-once``. ``warmup_s`` is simulated but not counted. ``log_steps``: keep every batch,
+    for ``timeline``. Same arguments, same result, to the byte.
 
     Raises InputError (TraceError, TopologyError) for anything that cannot be used, before the clock starts.
     """
     options = {"slo": slo, "seed": seed, "arrivals": arrivals, "warmup_s": warmup_s, "overrides": overrides}
-    return next(each(trace, [topology], progress=progress, **options))  # type: ignore[arg-type]
+    return next(each(trace, [topology], log_steps=log_steps, progress=progress, **options))  # type: ignore[arg-type]
 
 
 def compare(
@@ -210,6 +226,7 @@ def compare(
     arrivals: str | Arrivals = "trace",
     warmup_s: float = 0.0,
     overrides: Iterable[str] = (),
+    log_steps: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
     """Offer the same requests at the same times to several topologies; arguments as for ``simulate``."""
@@ -218,7 +235,7 @@ def compare(
     if not topologies:
         raise InputError("compare: the list of topologies is empty; give one or more")
     options = {"slo": slo, "seed": seed, "arrivals": arrivals, "warmup_s": warmup_s, "overrides": overrides}
-    return Comparison(tuple(each(trace, topologies, progress=progress, **options)))  # type: ignore[arg-type]
+    return Comparison(tuple(each(trace, topologies, log_steps=log_steps, progress=progress, **options)))  # type: ignore[arg-type]
 
 
 def each(
@@ -231,6 +248,7 @@ def each(
     warmup_s: float = 0.0,
     overrides: Iterable[str] = (),
     load: Mapping[str, Any] | None = None,
+    log_steps: bool = False,
     progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Iterator[Result]:
@@ -247,8 +265,9 @@ def each(
     plans = [assemble(topology) for topology in loaded]
     read = _trace(trace, how)
     _check_warmup(apply_arrivals(read, how, seed), how, warmup_s)
-    _check_gaps(targets)
-    runs = _runs(read, plans, how, Terms(targets, seed, float(warmup_s), load or {}, overrides), progress)
+    if log_steps:
+        _check_steps(read)
+    runs = _runs(read, plans, how, Terms(targets, seed, float(warmup_s), load or {}, overrides, log_steps), progress)
     return runs if all(ready(plan) for plan in plans) else _after_a_word(runs, tell or _to_stderr)
 
 
@@ -267,21 +286,26 @@ def _runs(
     for plan in plans:
         done = run_cluster(plan, trace, arrivals, terms, progress)
         _check_something_fits(done)
-        yield Result(dataclasses.replace(done, arrivals=str(arrivals)), terms)
+        yield Result(dataclasses.replace(done, arrivals=str(arrivals)), terms, plan)
 
 
 def run_cluster(
     plan: ClusterPlan, trace: Trace, arrivals: Arrivals, terms: Terms, progress: Progress | None
 ) -> RunResult:
     """The one place that starts a simulation."""
-    gaps = {"slo_itl": True} if terms.slo.itl_p99_s is not None else {}
-    return run_plan(plan, trace, arrivals, seed=terms.seed, options=RunOptions(progress=progress, **gaps))
+    gaps = terms.slo.itl_p99_s is not None
+    options = RunOptions(logging=terms.log_steps, slo_itl=gaps, progress=progress)
+    return run_plan(plan, trace, arrivals, seed=terms.seed, options=options)
 
 
-def _check_gaps(slo: SLO) -> None:
-    """Refuse a target on each request's own gaps where the cluster does not keep them."""
-    if slo.itl_p99_s is not None and "slo_itl" not in {field.name for field in dataclasses.fields(RunOptions)}:
-        raise InputError("slo: itl_p99 is not kept by this version's engines yet; leave it out")
+def _check_steps(trace: Trace) -> None:
+    """Every token of every request is written down for a timeline: refuse what would fill the memory."""
+    tokens = int(trace.output_tokens.sum())
+    if tokens > MOST_ENTRIES:
+        raise InputError(
+            f"timeline: {trace.source} asks for {tokens:,} tokens, and each is written down; allowed: up to "
+            f"{MOST_ENTRIES:,}; take less of the trace (--limit, --duration)"
+        )
 
 
 def _plain_path(topology: TopologyLike) -> Topology | str | Mapping[str, Any]:

@@ -20,6 +20,7 @@ from simulator.cluster.result import (
 from simulator.cluster.run import Cluster
 from simulator.cluster.schema import PoolPart
 from simulator.cost.table import prefill_rate
+from simulator.cluster.steps import Moments, WorkerSteps
 from simulator.engine.columns import GAP_BINS
 from simulator.engine.engine import Totals
 from simulator.hardware.profiles import load_gpu
@@ -56,7 +57,20 @@ def collect(cluster: Cluster, seed: int, arrivals: str) -> RunResult:
         arrivals=arrivals,
         first_arrival_s=first,
         last_completion_s=last,
+        moments=_moments(cluster),
+        steps=tuple(_steps(cluster, worker) for worker in plan.workers) if cluster.options.logging else (),
     )
+
+
+def _moments(cluster: Cluster) -> Moments:
+    desk, over = cluster.desk, cluster.handover
+    return Moments(desk.prefill_start_s, desk.prefill_end_s, over.read_start_s, over.read_end_s, over.wire_bytes)
+
+
+def _steps(cluster: Cluster, plan: WorkerPlan) -> WorkerSteps:
+    drafted = plan.settings.get("num_speculative_tokens", 0)
+    start, end, first, row, tokens = cluster.workers[plan.index].engine.step_log()
+    return WorkerSteps(start, end, first, row, tokens, 1 + int(drafted or 0))
 
 
 def _after_s(cluster: Cluster) -> Floats:

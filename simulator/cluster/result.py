@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.cluster.steps import Moments, WorkerSteps
 from simulator.workload.trace import Trace
 
 Floats = NDArray[np.float64]
@@ -127,7 +128,10 @@ class RunTopology:
 
 @dataclass(frozen=True)
 class RunResult:
-    """One trace offered to one topology. ``arrivals`` is the load as the user wrote it (``trace``, ``closed:16``)."""
+    """One trace offered to one topology. ``arrivals`` is the load as the user wrote it (``trace``, ``closed:16``).
+
+    ``steps`` has every batch of every worker, in the order of ``series``, where the run was asked to write them down.
+    """
 
     topology: RunTopology
     trace: Trace
@@ -143,3 +147,5 @@ class RunResult:
     first_arrival_s: float = 0.0
     last_completion_s: float = float("nan")
     saturated: bool | None = None  # None: the metrics room judges by the queue
+    moments: Moments | None = None
+    steps: tuple[WorkerSteps, ...] = ()

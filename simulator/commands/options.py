@@ -50,6 +50,10 @@ class RunOptions:
     json: Annotated[
         str | None, Parameter(help="write the result as JSON to a file, or - for stdout", allow_leading_hyphen=True)
     ] = None
+    timeline: Annotated[
+        str | None, Parameter(help="write every batch, transfer and request as a timeline for ui.perfetto.dev (JSON)")
+    ] = None
+    timeline_start: Annotated[str | None, Parameter(help="leave out of the timeline what ends before S seconds")] = None
     quiet: Annotated[bool, Parameter(help="no progress, notes or warnings on stderr", negative=())] = False
 
 

@@ -29,6 +29,7 @@ class _Job:
     warmup_s: float
     json: str | None
     load: Mapping[str, Any]
+    timeline_start_s: float
 
 
 def replay(trace: str, options: RunOptions) -> int:
@@ -46,6 +47,7 @@ def replay(trace: str, options: RunOptions) -> int:
         warmup_s=job.warmup_s,
         overrides=options.change,
         load=job.load,
+        log_steps=options.timeline is not None,
         progress=bar.callback,
         tell=lambda text: talk.notes([text]),
     )
@@ -69,12 +71,18 @@ def _read(options: RunOptions) -> _Job:
     target = json_target(options.json)
     if target not in (None, "-"):
         output_file(str(target), "--json")
+    for name in ("timeline",):
+        if getattr(options, name) is not None:
+            output_file(getattr(options, name), f"--{name}")
+    if options.timeline_start is not None and options.timeline is None:
+        raise InputError("--timeline-start has no effect without --timeline FILE.json")
     if options.out is not None:
         output_folder(options.out)
     load: dict[str, Any] = {"rate_scale": options.rate_scale, "limit": options.limit}
     load |= {f"{name}_s": parse_seconds(getattr(options, name), f"--{name}") for name in ("start", "duration")}
+    timeline_start = parse_seconds(options.timeline_start, "--timeline-start") or 0.0
     slo = SLO() if options.slo is None else SLO.parse(options.slo)
-    return _Job(arrivals, slo, parse_seconds(options.warmup, "--warmup") or 0.0, target, load)
+    return _Job(arrivals, slo, parse_seconds(options.warmup, "--warmup") or 0.0, target, load, timeline_start)
 
 
 def _load(trace: str, options: RunOptions, job: _Job) -> Trace:
@@ -113,6 +121,9 @@ def _hand_over(found: Comparison, job: _Job, options: RunOptions, talk: Talk, *,
     if job.json not in (None, "-"):
         write_text(output_file(str(job.json), "--json"), dumps(document))
         talk.notes([f"wrote {job.json}"])
+    if options.timeline is not None:
+        note = found.timeline(options.timeline, job.timeline_start_s)
+        talk.notes([f"wrote {options.timeline}" + (f"; {note}" if note else "")])
     if job.json == "-":
         sys.stdout.write(dumps(document))
     else:
