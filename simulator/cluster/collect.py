@@ -19,8 +19,8 @@ from simulator.cluster.result import (
 )
 from simulator.cluster.run import Cluster
 from simulator.cluster.schema import PoolPart
-from simulator.cost.table import prefill_rate
 from simulator.cluster.steps import Moments, WorkerSteps
+from simulator.cost.table import prefill_rate
 from simulator.engine.columns import GAP_BINS
 from simulator.engine.engine import Totals
 from simulator.hardware.profiles import load_gpu

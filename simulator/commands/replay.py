@@ -71,9 +71,8 @@ def _read(options: RunOptions) -> _Job:
     target = json_target(options.json)
     if target not in (None, "-"):
         output_file(str(target), "--json")
-    for name in ("timeline",):
-        if getattr(options, name) is not None:
-            output_file(getattr(options, name), f"--{name}")
+    if options.timeline is not None:
+        output_file(options.timeline, "--timeline")
     if options.timeline_start is not None and options.timeline is None:
         raise InputError("--timeline-start has no effect without --timeline FILE.json")
     if options.out is not None:

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 import simulator
 from simulator.cluster.result import RunResult, WorkerSeries
 from simulator.cluster.steps import BatchSums, Moments, WorkerSteps, batch_sums
+from simulator.files import replacing
 from simulator.metrics.wording import target
-from simulator.report.files import replacing
 
 Event = dict[str, Any]
 Floats = NDArray[np.float64]
