@@ -7,7 +7,7 @@ MAX_SAMPLES = 1024  # points of an engine's time series; thinned to half when fu
 GAP_BINS = 9000  # histogram of token gaps: 1,000 bins a decade, from 1e-6 s to 1e3 s
 
 SETTINGS: dict[str, str] = {
-    "role": "COLOCATED, PREFILL or DECODE",
+    "role": "COLOCATED, PREFILL, DECODE, or MIXED: any of these, request by request",
     "depth": "batches in flight: 1, or 2 with asynchronous scheduling",
     "max_num_seqs": "running requests at most",
     "token_budget": "tokens of a batch at most (max_num_batched_tokens)",
@@ -16,6 +16,7 @@ SETTINGS: dict[str, str] = {
     "caching": "prefix caching",
     "deferred_frees": "blocks of a request in a batch in flight cannot be freed (decode side of a pull, asynchronous)",
     "tell_finished": "whether the cluster wants to hear of each finished request",
+    "tell_prompts": "and of each prompt computed where it is also decoded (caches below this one keep a copy)",
     "logging": "whether every batch is written down",
     "macro": "whether stretches of pure decode run in one go",
 }
@@ -34,6 +35,7 @@ NUMBERS: dict[str, str] = {
     "waiting_head": "place of the first waiting slot in its ring",
     "waiting_count": "waiting requests",
     "holding_count": "requests that hold blocks while their KV is read",
+    "unread": "waiting requests whose KV is to be read from elsewhere",
     "pending_prompt_tokens": "prompt tokens submitted and not yet computed",
     "promised": "blocks promised to running requests beyond those they hold",
     "unsent_count": "requests whose first token is made but not yet sent",
@@ -63,6 +65,7 @@ NUMBERS: dict[str, str] = {
 
 SLOT_INTS: dict[str, str] = {
     "row": "row of the request in the trace",
+    "part": "what is done of it here: COLOCATED, PREFILL or DECODE",
     "status": "FREE, WAITING, PREFILLING, DECODING, LEAVING, REMOTE, HELD or SPECULATING",
     "prompt": "prompt tokens",
     "target": "output tokens to make here",
@@ -82,6 +85,7 @@ SLOT_INTS: dict[str, str] = {
     "bucket_next": "next slot with the same block phase",
     "passed": "how often prompts have passed it by (Splitwise)",
     "pledge": "blocks promised to it in all, those it holds included; 0: none promised",
+    "outside": "leading prompt tokens that caches below this one may hold",
     "remote": "1: its KV is to be read from elsewhere; 2: the read has been reported; 0: neither",
 }
 
@@ -123,10 +127,10 @@ ARRAYS: dict[str, str] = {
     "block_keys": "table x blocks: their keys",
     "keys_known": "table: keys worked out so far",
     "free_table": "stack of block tables not in use; its first entry is how many",
-    "news_kind": "FINISHED, PREFILLED or READ",
+    "news_kind": "FINISHED, PREFILLED, READ, LOAD or COMPUTED",
     "news_row": "row of the trace",
     "news_slot": "slot",
-    "news_value": "READ: blocks to be read",
+    "news_value": "READ: blocks to be read; LOAD: leading blocks found here",
     "news_s": "moment",
     "late": "slots of requests left out of the batch that ended last",
     "unsent": "slots whose first token is made but not yet sent",

@@ -16,15 +16,16 @@ from simulator.engine.rules import AT_PREFILL
 from simulator.engine.speculation import write_made
 from simulator.engine.state import (
     COLOCATED,
-    DECODE,
     DECODING,
     FINISHED,
     HELD,
     LEAVING,
     PREFILL,
     PREFILLED,
+    REMOTE,
     count_gap,
     free_slot,
+    prompt_done,
     sample,
     tell,
 )
@@ -135,13 +136,13 @@ def first_token(e, s, end, sum_before, low_before):  # type: ignore[no-untyped-d
     e.segment[s], e.segment_low[s] = -sum_before, -low_before
     if e.received[s] > 0:
         count_gap(e, end - e.last_token[s], 1)
-    elif e.role == PREFILL:
+    elif e.part[s] == PREFILL:
         e.desk.prefill_end_s[row] = end
         if e.rules.first_token == AT_PREFILL:
             e.desk.first_token_s[row] = end
     else:
-        if e.role == COLOCATED:
-            e.desk.prefill_end_s[row] = end
+        if e.part[s] == COLOCATED:
+            prompt_done(e, s, end)
         if e.rules.stream_first:
             e.desk.first_token_s[row] = end
     if not e.rules.stream_first and e.desk.first_token_s[row] != e.desk.first_token_s[row]:
@@ -156,7 +157,7 @@ def last_token(e, s, end):  # type: ignore[no-untyped-def]
         close_stretch(e, s)
         e.held_blocks[s] = blocks_for(e, e.prompt[s] + e.target[s] - 1)
     e.received[s] = e.target[s]
-    if e.role == PREFILL:
+    if e.part[s] == PREFILL:
         e.status[s] = HELD
         drop_pledge(e, s)
         tell(e, PREFILLED, s, e.held_blocks[s], end)
@@ -176,7 +177,7 @@ def finish(e, s, end):  # type: ignore[no-untyped-def]
     e.desk.last_token_s[row] = end
     e.desk.token_sum_s[row] = e.token_sum[s]
     e.desk.preemptions[row] += e.times_preempted[s]
-    if e.role == COLOCATED:
+    if e.part[s] == COLOCATED:
         e.desk.cached_tokens[row] = e.hit[s]
     if e.tell_finished:
         tell(e, FINISHED, s, 0, end)
@@ -195,8 +196,8 @@ def stale_token(e, s, end):  # type: ignore[no-untyped-def]
     e.last_token[s] = end
     if e.received[s] == 1 and (e.rules.stream_first or e.target[s] == 1):
         e.desk.first_token_s[e.row[s]] = end
-        if e.role == COLOCATED:
-            e.desk.prefill_end_s[e.row[s]] = end
+        if e.part[s] == COLOCATED:
+            prompt_done(e, s, end)
     if e.received[s] == e.target[s]:
         if e.rules.stream_interval > 1:
             send_last(e, s, e.completed - 1, end)
@@ -211,7 +212,7 @@ def stale_token(e, s, end):  # type: ignore[no-untyped-def]
 @compiled
 def hear_of_transfer(e, s):  # type: ignore[no-untyped-def]
     """A reported read: at the reading engine the request may start, at the other its blocks are free."""
-    if e.role == DECODE:
+    if e.status[s] == REMOTE:
         e.remote[s] = 2
         return
     free_blocks(e, s)

@@ -20,8 +20,10 @@ from simulator.engine.makers import (
     make_tensorrt_llm,
     make_vllm,
 )
+from simulator.engine.reads import will_hold
 from simulator.engine.rules import REMADE
 from simulator.engine.sglang.policy import SGLANG
+from simulator.engine.state import COLOCATED, DECODE, PREFILL
 from simulator.errors import InputError, unknown
 
 
@@ -38,6 +40,8 @@ class EngineSpec:
     kv_blocks: int
     cost: StepCostTable
     tell_finished: bool = False
+    tell_prompts: bool = False
+    tell_evicted: bool = False
     logging: bool = False
     macro: bool = True
     extra: dict[str, Any] = field(default_factory=dict)
@@ -94,6 +98,9 @@ class Policy(NamedTuple):
     take_news: Callable[..., tuple[NDArray[Any], ...]]
     load: Callable[..., tuple[int, ...]]
     survey: Callable[..., None]
+    overlaps: Callable[..., None]
+    will_hold: Callable[..., None]
+    take_evicted: Callable[..., NDArray[np.int64]]
     totals: Callable[..., tuple[float, ...]]
     series: Callable[..., tuple[NDArray[Any], ...]]
     step_log: Callable[..., tuple[NDArray[Any], ...]]
@@ -110,6 +117,9 @@ def shared(make: Callable[[EngineSpec, Any, Any], Any], block_setting: str = "bl
         steps.take_news,
         steps.load,
         steps.survey,
+        steps.overlaps,
+        will_hold,
+        steps.take_evicted,
         steps.totals,
         steps.series,
         steps.step_log,
@@ -147,9 +157,33 @@ class Engine:
         self.seen_s = -1.0  # the moment it was last brought to
         self._pulse = self.policy.pulse
 
-    def submit(self, row: int, prompt_tokens: int, target_tokens: int, now: float, *, remote: bool = False) -> None:
-        """A request comes in; ``remote`` if its prompt's KV is to be read from a prefill engine."""
-        self.wake_s = self.policy.submit(self.state, row, prompt_tokens, target_tokens, remote, now)
+    def submit(
+        self,
+        row: int,
+        prompt_tokens: int,
+        target_tokens: int,
+        now: float,
+        *,
+        remote: bool = False,
+        hand_over: bool | None = None,
+        outside: int = 0,
+    ) -> None:
+        """A request comes in; ``remote`` if its prompt's KV is to be read from a prefill engine.
+
+        ``hand_over``: its KV is kept for another engine once the prompt is computed (as it is where nothing is said
+        and the role is prefill). ``outside``: leading prompt tokens that caches below this engine seem to hold.
+        """
+        over = self.spec.role == "prefill" if hand_over is None else hand_over
+        part = DECODE if remote else PREFILL if over else COLOCATED
+        self.wake_s = self.policy.submit(self.state, row, prompt_tokens, target_tokens, part, outside, now)
+
+    def will_hold(self, slot: int, tokens: int) -> None:
+        """The load that a slot waits for ends with the KV of its prompt's first ``tokens`` tokens here."""
+        self.policy.will_hold(self.state, slot, tokens)
+
+    def take_evicted(self) -> NDArray[np.int64]:
+        """Keys of blocks that the prefix cache has dropped since the last time (with ``spec.tell_evicted``)."""
+        return self.policy.take_evicted(self.state)
 
     def transfer_ended(self, slot: int, now: float) -> None:
         """The read of a slot's KV has ended (told to both engines)."""
@@ -192,6 +226,8 @@ class Survey:
         self.gauges = np.zeros((len(engines), 6))
         self._news = np.zeros(len(engines), np.int64)
         self._wakes = np.zeros(len(engines))
+        self._overlaps = engines[0].policy.overlaps
+        self._found = np.zeros(len(engines), np.int64)
 
     def look(self, now: float) -> list[int]:
         """Bring all engines to ``now``; ``gauges`` (engines x fields of ``Load``) is new. Who has news to take."""
@@ -199,3 +235,8 @@ class Survey:
         for engine, wake in zip(self._engines, self._wakes.tolist(), strict=True):
             engine.wake_s, engine.seen_s = wake, now
         return [i for i, count in enumerate(self._news.tolist()) if count]
+
+    def overlap(self, content: Any, row: int, tokens: int, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Leading tokens of a prompt (of its first ``tokens``) that each engine holds; ``keys``: of whole blocks."""
+        self._overlaps(self._group, content, row, tokens, keys, self._found)
+        return self._found

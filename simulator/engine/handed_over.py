@@ -27,6 +27,7 @@ def ask_for_kv(e, s, needed, now):  # type: ignore[no-untyped-def]
     hold(e, s, e.prompt[s] + e.received[s], needed)
     e.computed[s] = e.prompt[s]
     e.status[s] = REMOTE
+    e.unread -= 1
     e.first_batch[s], e.last_token[s] = e.planned, now
     e.holding[e.holding_count] = s
     e.holding_count += 1

@@ -21,13 +21,13 @@ from simulator.engine.rules import (
     RuleSet,
     rules_record,
 )
-from simulator.engine.state import COLOCATED, DECODE, PREFILL, make_engine
+from simulator.engine.state import COLOCATED, DECODE, MIXED, PREFILL, make_engine
 from simulator.errors import InputError
 
 if TYPE_CHECKING:
     from simulator.engine.engine import EngineSpec
 
-ROLES = {"colocated": COLOCATED, "mixed": COLOCATED, "prefill": PREFILL, "decode": DECODE}
+ROLES = {"colocated": COLOCATED, "mixed": MIXED, "prefill": PREFILL, "decode": DECODE}
 CAPACITY = {
     "GUARANTEED_NO_EVICT": GUARANTEED_NO_EVICT,
     "MAX_UTILIZATION": MAX_UTILIZATION,
@@ -50,6 +50,8 @@ def make_vllm(spec: EngineSpec, content: Any, desk: Any) -> Any:
         bool(s["prefix_caching"]),
         spec.role == "decode" and bool(s["async_scheduling"]) and bool(s.get("defer_block_frees", True)),
         spec.tell_finished,
+        spec.tell_prompts,
+        spec.tell_evicted,
         spec.logging,
         spec.macro and not spec.logging and rules.drafts == 0,
         spec.kv_blocks,
@@ -84,6 +86,8 @@ def make_tensorrt_llm(spec: EngineSpec, content: Any, desk: Any) -> Any:
         bool(s["enable_block_reuse"]),
         False,
         spec.tell_finished,
+        spec.tell_prompts,
+        spec.tell_evicted,
         spec.logging,
         spec.macro and not spec.logging and rules.drafts == 0,
         spec.kv_blocks,
@@ -140,6 +144,8 @@ def make_plain(spec: EngineSpec, rules: RuleSet, seqs: int, tokens: int, content
         False,
         False,
         spec.tell_finished,
+        spec.tell_prompts,
+        spec.tell_evicted,
         spec.logging,
         spec.macro and not spec.logging,
         spec.kv_blocks,

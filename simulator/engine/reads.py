@@ -1,16 +1,20 @@
-"""A decode engine asks for the KV of a prompt that was computed elsewhere."""
+"""KV from outside the engine: of a prompt computed elsewhere, or of a prefix that a cache below this one holds."""
 
 from __future__ import annotations
 
 from simulator.compiled import compiled
 from simulator.engine.blocks import blocks_for, share_blocks, take_blocks
 from simulator.engine.queues import leave_waiting
-from simulator.engine.state import PREFILLING, READ, REMOTE, tell
+from simulator.engine.state import LOAD, PREFILLING, READ, REMOTE, tell
 
 
 @compiled
 def start_read(e, s, hits, idle, now):  # type: ignore[no-untyped-def]
-    """Take blocks for the whole prompt and ask for its KV, leaving what a prompt under way still needs."""
+    """Take blocks for the whole prompt and ask for its KV, leaving what a prompt under way still needs.
+
+    A prefix to be loaded takes the whole prompt's blocks, too, so that no two half-loaded prompts wait for the blocks
+    that the other holds.
+    """
     reserved = 0
     if e.partials > 0:
         for i in range(e.running_count):
@@ -21,6 +25,7 @@ def start_read(e, s, hits, idle, now):  # type: ignore[no-untyped-def]
     if wanted - hits + idle > e.pool.free or wanted - hits + idle > e.pool.free - reserved:
         return False
     leave_waiting(e, 0)
+    e.unread -= 1
     if hits > 0:
         share_blocks(e, s, hits)
     take_blocks(e, s, e.prompt[s])
@@ -29,5 +34,15 @@ def start_read(e, s, hits, idle, now):  # type: ignore[no-untyped-def]
     e.first_batch[s], e.last_token[s] = e.planned, now
     e.holding[e.holding_count] = s
     e.holding_count += 1
-    tell(e, READ, s, wanted - hits, now)
+    if e.outside[s] > 0:
+        tell(e, LOAD, s, hits, now)
+    else:
+        tell(e, READ, s, wanted - hits, now)
     return True
+
+
+@compiled
+def will_hold(e, s, tokens):  # type: ignore[no-untyped-def]
+    """The load under way ends with the KV of the prompt's first ``tokens`` tokens here, those found here included."""
+    e.computed[s] = tokens
+    e.pending_prompt_tokens -= tokens

@@ -11,7 +11,7 @@ from __future__ import annotations
 from simulator.compiled import compiled
 from simulator.cost.table import at_count, decode_attention_seconds, decode_step_seconds, mixed_step_seconds
 from simulator.engine.columns import RING
-from simulator.engine.state import COLOCATED, LEAVING, SPECULATING, count_gap
+from simulator.engine.state import COLOCATED, LEAVING, SPECULATING, count_gap, prompt_done
 
 _WORD = (1 << 32) - 1
 
@@ -67,8 +67,8 @@ def write_made(e, r, end):  # type: ignore[no-untyped-def]
         row = e.row[s]
         if e.desk.first_token_s[row] != e.desk.first_token_s[row]:
             e.desk.first_token_s[row] = end
-            if e.role == COLOCATED:
-                e.desk.prefill_end_s[row] = end
+            if e.part[s] == COLOCATED:
+                prompt_done(e, s, end)
         else:
             count_gap(e, end - e.last_token[s], 1)
         if made > 1:

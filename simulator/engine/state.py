@@ -16,8 +16,8 @@ from simulator.engine.columns import COLUMNS, GAP_BINS, MAX_SAMPLES, RING
 from simulator.kv.pool import make_pool
 
 FREE, WAITING, PREFILLING, DECODING, LEAVING, REMOTE, HELD, SPECULATING = 0, 1, 2, 3, 4, 5, 6, 7
-COLOCATED, PREFILL, DECODE = 0, 1, 2
-FINISHED, PREFILLED, READ = 1, 2, 3
+COLOCATED, PREFILL, DECODE, MIXED = 0, 1, 2, 3
+FINISHED, PREFILLED, READ, LOAD, COMPUTED = 1, 2, 3, 4, 5
 
 NEVER = 1e300
 NO_BATCH = 1 << 60
@@ -69,6 +69,8 @@ def make_engine(  # type: ignore[no-untyped-def]
     caching,
     deferred_frees,
     tell_finished,
+    tell_prompts,
+    tell_evicted,
     logging,
     macro,
     blocks,
@@ -105,6 +107,7 @@ def make_engine(  # type: ignore[no-untyped-def]
         caching,
         deferred_frees,
         tell_finished,
+        tell_prompts,
         logging,
         macro,
         # numbers
@@ -113,6 +116,7 @@ def make_engine(  # type: ignore[no-untyped-def]
         0.0,
         NEVER,
         -1.0,
+        0,
         0,
         0,
         0,
@@ -147,6 +151,8 @@ def make_engine(  # type: ignore[no-untyped-def]
         0,
         0,
         # slots: integers
+        zeros.copy(),
+        zeros.copy(),
         zeros.copy(),
         zeros.copy(),
         zeros.copy(),
@@ -226,7 +232,7 @@ def make_engine(  # type: ignore[no-untyped-def]
         # records
         rules,
         cost,
-        make_pool(blocks, caching),
+        make_pool(blocks, caching, tell_evicted),
         content,
         desk,
     )
@@ -254,6 +260,7 @@ def grow_slots(e):  # type: ignore[no-untyped-def]
     """Twice the slots, when more requests are live than ever before."""
     old = e.row.size
     e.row, e.status, e.prompt, e.target = longer(e.row), longer(e.status), longer(e.prompt), longer(e.target)
+    e.part, e.outside = longer(e.part), longer(e.outside)
     e.received, e.computed, e.offset = longer(e.received), longer(e.computed), longer(e.offset)
     e.first_batch, e.last_batch = longer(e.first_batch), longer(e.last_batch)
     e.absent_batch, e.stale_batch, e.order = longer(e.absent_batch), longer(e.stale_batch), longer(e.order)
@@ -278,14 +285,15 @@ def grow_slots(e):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def new_slot(e, row, prompt, target):  # type: ignore[no-untyped-def]
-    """A slot for a request that has just come."""
+def new_slot(e, row, prompt, target, part):  # type: ignore[no-untyped-def]
+    """A slot for a request that has just come; ``part``: what is to be done of it here."""
     if e.free_slots == 0:
         grow_slots(e)
     e.free_slots -= 1
     s = e.free_slot[e.free_slots]
     e.row[s], e.status[s], e.prompt[s], e.target[s] = row, WAITING, prompt, target
     e.received[s], e.computed[s], e.remote[s], e.pledge[s], e.passed[s] = 0, 0, 0, 0, 0
+    e.part[s], e.outside[s] = part, 0
     e.absent_batch[s], e.stale_batch[s] = -1, -1
     e.held_blocks[s], e.registered[s], e.table[s] = 0, 0, -1
     e.hit[s], e.times_preempted[s], e.token_sum[s] = -1, 0, 0.0
@@ -308,6 +316,14 @@ def tell(e, kind, s, value, now):  # type: ignore[no-untyped-def]
         e.news_value, e.news_s = longer(e.news_value), longer(e.news_s)
     e.news_kind[i], e.news_row[i], e.news_slot[i], e.news_value[i], e.news_s[i] = kind, e.row[s], s, value, now
     e.news_count += 1
+
+
+@compiled
+def prompt_done(e, s, end):  # type: ignore[no-untyped-def]
+    """A prompt that is also decoded here is computed."""
+    e.desk.prefill_end_s[e.row[s]] = end
+    if e.tell_prompts:
+        tell(e, COMPUTED, s, 0, end)
 
 
 @compiled

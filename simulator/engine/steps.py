@@ -21,20 +21,29 @@ from simulator.engine.policies import must_wait, plan
 from simulator.engine.queues import heap_push, next_last_batch, wait_last
 from simulator.engine.rules import REMADE
 from simulator.engine.speculation import verification_seconds
-from simulator.engine.state import COLOCATED, DECODE, INSTANT_S, NEVER, longer, new_slot, sample
+from simulator.engine.state import COLOCATED, DECODE, INSTANT_S, NEVER, REMOTE, longer, new_slot, sample
 from simulator.engine.vllm import drop_decode, register_filled
+from simulator.kv.pool import find
 
 
 @compiled
-def submit(e, row, prompt, target, remote, now):  # type: ignore[no-untyped-def]
-    """A request comes in; returns when to look next. ``remote``: its prompt's KV is to be read from elsewhere."""
-    s = new_slot(e, row, prompt, target)
-    if remote:
+def submit(e, row, prompt, target, part, outside, now):  # type: ignore[no-untyped-def]
+    """A request comes in; returns when to look next.
+
+    ``part``: what is done of it here; DECODE if its prompt's KV is to be read from elsewhere. ``outside``: leading
+    prompt tokens that caches below this engine seem to hold.
+    """
+    s = new_slot(e, row, prompt, target, part)
+    if part == DECODE:
         e.remote[s] = 1
+        e.unread += 1
         if e.rules.first_token != REMADE:
             e.received[s] = 1
     else:
         e.pending_prompt_tokens += prompt
+        if outside > 0:
+            e.remote[s], e.outside[s] = 1, outside
+            e.unread += 1
     wait_last(e, s)
     if e.planned == e.completed:
         e.plan_at_s = min(e.plan_at_s, now)
@@ -44,7 +53,8 @@ def submit(e, row, prompt, target, remote, now):  # type: ignore[no-untyped-def]
 @compiled
 def transfer_ended(e, s, now):  # type: ignore[no-untyped-def]
     """A read of the slot's KV has ended; the scheduler hears of it with the next batch, or at once when idle."""
-    if e.role == DECODE and now - e.last_token[s] < INSTANT_S and e.completed <= e.first_batch[s] < e.planned:
+    reading = e.status[s] == REMOTE
+    if reading and now - e.last_token[s] < INSTANT_S and e.completed <= e.first_batch[s] < e.planned:
         r = e.first_batch[s] % RING  # a read that takes no time ends with the planning that began it
         e.batch_report[r, e.batch_reports[r]] = s
         e.batch_reports[r] += 1
@@ -190,7 +200,7 @@ def next_wake(e):  # type: ignore[no-untyped-def]
 
     In a stretch of pure decode it is found by running ahead on the sums alone, without committing anything.
     """
-    if not e.tell_finished and (e.role == COLOCATED or (e.role == DECODE and is_quiet(e))):
+    if not e.tell_finished and e.unread == 0 and e.role in (COLOCATED, DECODE):
         return NEVER
     if e.plan_at_s < NEVER:
         if e.running_count + e.waiting_count + e.holding_count == 0:
@@ -215,15 +225,6 @@ def next_wake(e):  # type: ignore[no-untyped-def]
         ends[planned % RING] = gpu_free
         done += 1
         planned += 1
-
-
-@compiled
-def is_quiet(e):  # type: ignore[no-untyped-def]
-    """Whether a decode engine will ask for no read before something arrives."""
-    for i in range(e.waiting_count):
-        if e.remote[e.waiting[(e.waiting_head + i) % e.waiting.size]] == 1:
-            return False
-    return True
 
 
 @compiled
@@ -292,6 +293,29 @@ def survey(engines, until, gauges, news_counts, wakes):  # type: ignore[no-untyp
         row[0], row[1], row[2], row[3], row[4], row[5] = load(e)
         news_counts[i] = e.news_count
         wakes[i] = next_wake(e)
+
+
+@compiled
+def overlaps(engines, content, row, tokens, keys, found):  # type: ignore[no-untyped-def]
+    """Leading tokens of a prompt that each engine's prefix cache holds, into ``found``; nothing is touched.
+
+    ``keys``: of its whole blocks, chained (``simulator.kv.content.block_keys``).
+    """
+    for i in range(len(engines)):
+        e = engines[i]
+        hits = 0
+        if e.caching:
+            while hits < keys.size and find(e.pool, keys[hits]) >= 0:
+                hits += 1
+        found[i] = hits * e.block_size
+
+
+@compiled
+def take_evicted(e):  # type: ignore[no-untyped-def]
+    """Keys of the blocks whose content the prefix cache has dropped since the last time, in order."""
+    n = e.pool.evicted_count
+    e.pool.evicted_count = 0
+    return e.pool.evicted[:n].copy()
 
 
 @compiled

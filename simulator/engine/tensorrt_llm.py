@@ -16,7 +16,7 @@ from simulator.engine.queues import leave_waiting
 from simulator.engine.rules import MAX_UTILIZATION, STATIC_BATCH
 from simulator.engine.speculative_plans import decode_drafts
 from simulator.engine.state import PREFILL, PREFILLING
-from simulator.engine.vllm import admit, compute_chunk, decode_all, log_decodes, settle_last_tokens
+from simulator.engine.vllm import admit, compute_chunk, count_hits, decode_all, log_decodes, settle_last_tokens
 
 
 @compiled
@@ -82,7 +82,7 @@ def blocks_to_start(e, s):  # type: ignore[no-untyped-def]
     if not e.rules.reserving:
         return min(blocks_for(e, prompt + e.received[s]), e.pool.blocks)
     row, limit = e.row[s], e.max_model_len - prompt
-    if e.role == PREFILL:
+    if e.part[s] == PREFILL:
         limit = 1
     elif row < e.rules.limits.size and e.rules.limits[row] >= 0:
         limit = min(limit, e.rules.limits[row])
@@ -131,10 +131,7 @@ def start_prompt(e, s, tokens, needed, work, now):  # type: ignore[no-untyped-de
         share_blocks(e, s, hits)
     found = hits * e.block_size
     hold(e, s, known, needed)
-    if e.hit[s] < 0:
-        e.hit[s] = found
-        e.hit_tokens += found
-        e.lookup_tokens += known
+    count_hits(e, s, found, known)
     e.computed[s] = found
     e.pending_prompt_tokens -= found
     admit(e, s, now)

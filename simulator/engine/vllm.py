@@ -187,7 +187,7 @@ def preempt(e, s):  # type: ignore[no-untyped-def]
         if busy and status != SPECULATING:
             b = e.last_batch[s] if status == LEAVING else e.planned - 1
             e.stale_batch[s] = b
-            if e.role != PREFILL:
+            if e.part[s] != PREFILL:
                 e.stale[b % RING, e.batch_stale[b % RING]] = s
                 e.batch_stale[b % RING] += 1
     free_blocks(e, s)
@@ -304,7 +304,7 @@ def admit(e, s, now):  # type: ignore[no-untyped-def]
     e.admissions += 1
     row = e.row[s]
     start = max(now, e.gpu_free_s)
-    if e.role == DECODE:
+    if e.part[s] == DECODE:
         if e.desk.decode_start_s[row] != e.desk.decode_start_s[row]:
             e.desk.decode_start_s[row] = start
     elif e.desk.prefill_start_s[row] != e.desk.prefill_start_s[row]:
@@ -313,7 +313,7 @@ def admit(e, s, now):  # type: ignore[no-untyped-def]
 
 @compiled
 def admit_loaded(e, budget, work, now):  # type: ignore[no-untyped-def]
-    """Requests whose KV has been read from elsewhere: only the last prompt token is computed here."""
+    """Requests whose KV is there: of a prompt computed elsewhere only the last token is left, of others the rest."""
     i = 0
     while i < e.holding_count and budget > 0 and e.running_count < e.max_num_seqs:
         s = e.holding[i]
@@ -324,12 +324,16 @@ def admit_loaded(e, budget, work, now):  # type: ignore[no-untyped-def]
             e.holding[j] = e.holding[j + 1]
         e.holding_count -= 1
         e.remote[s] = 0
-        register_blocks(e, s, e.prompt[s])
-        e.computed[s] = e.prompt[s] - 1
-        e.pending_prompt_tokens += 1
+        register_blocks(e, s, e.computed[s])
+        if e.outside[s] > 0:
+            count_hits(e, s, e.computed[s], e.prompt[s])
+        else:
+            e.computed[s] = e.prompt[s] - 1
+            e.pending_prompt_tokens += 1
         admit(e, s, now)
-        work = compute_chunk(e, s, 1, work)
-        budget -= 1
+        tokens = min(e.prompt[s] - e.computed[s], budget)
+        work = compute_chunk(e, s, tokens, work)
+        budget -= tokens
     return budget, work
 
 
@@ -340,6 +344,9 @@ def admit_waiting(e, budget, work, now):  # type: ignore[no-untyped-def]
         s = e.waiting[e.waiting_head]
         known = e.prompt[s] + e.received[s]
         hits, idle = cached_blocks(e, s, known)
+        if e.remote[s] == 1 and e.outside[s] > 0 and e.outside[s] <= hits * e.block_size:
+            e.remote[s] = 0  # it has been computed here meanwhile
+            e.unread -= 1
         if e.remote[s] == 1:
             if not start_read(e, s, hits, idle, now):
                 break
@@ -352,16 +359,22 @@ def admit_waiting(e, budget, work, now):  # type: ignore[no-untyped-def]
         leave_waiting(e, 0)
         if hits > 0:
             share_blocks(e, s, hits)
-        if e.hit[s] < 0:
-            e.hit[s] = hit_tokens
-            e.hit_tokens += hit_tokens
-            e.lookup_tokens += known
+        count_hits(e, s, hit_tokens, known)
         e.computed[s] = hit_tokens
         e.pending_prompt_tokens -= hit_tokens
         admit(e, s, now)
         work = compute_chunk(e, s, tokens, work)
         budget -= tokens
     return budget, work
+
+
+@compiled
+def count_hits(e, s, found, known):  # type: ignore[no-untyped-def]
+    """At its first admission ``found`` of a request's ``known`` tokens need no computing."""
+    if e.hit[s] < 0:
+        e.hit[s] = found
+        e.hit_tokens += found
+        e.lookup_tokens += known
 
 
 @compiled

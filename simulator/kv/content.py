@@ -92,6 +92,18 @@ def private_key(row, block):  # type: ignore[no-untyped-def]
     return ((row + 1) * 2654435761 + block) * 128 + 1
 
 
+@compiled
+def block_keys(content, row, tokens, block_size):  # type: ignore[no-untyped-def]
+    """Chained keys of the whole blocks in the first ``tokens`` tokens of a request's prompt and output."""
+    alone = shares_nothing(content, row)
+    keys = np.empty(tokens // block_size, np.int64)
+    key = 1
+    for j in range(keys.size):
+        key = private_key(row, j) if alone else block_key(content, row, key, j * block_size, block_size)
+        keys[j] = key
+    return keys
+
+
 def unshared_content(input_tokens: Ints) -> object:
     """Content columns for requests that share no token."""
     rows = np.arange(input_tokens.size, dtype=np.int64)

@@ -13,12 +13,19 @@ from simulator.compiled import compiled, record
 # What is kept of a block, side by side: a look at a block costs one line of the processor's cache.
 FOLLOWING, PRECEDING, REFERENCES, KEY, BUCKET_NEXT, _NODE = 0, 1, 2, 3, 4, 8
 
-BlockPool = record("BlockPool", ("caching", "blocks", "free", "node", "bucket_head"), __name__)
+BlockPool = record(
+    "BlockPool",
+    ("caching", "blocks", "free", "node", "bucket_head", "telling", "evicted", "evicted_count"),
+    __name__,
+)
 
 
 @compiled
-def make_pool(blocks, caching):  # type: ignore[no-untyped-def]
-    """``blocks`` usable blocks, all free. Without ``caching`` only their number is kept."""
+def make_pool(blocks, caching, telling):  # type: ignore[no-untyped-def]
+    """``blocks`` usable blocks, all free. Without ``caching`` only their number is kept.
+
+    ``telling``: the keys of blocks that lose what they cached are written down, for whoever takes them.
+    """
     tracked = blocks if caching else 0
     node = np.zeros((tracked + 2, _NODE), np.int64)
     head, tail = tracked, tracked + 1
@@ -35,7 +42,8 @@ def make_pool(blocks, caching):  # type: ignore[no-untyped-def]
     buckets = 16
     while buckets < 2 * tracked:
         buckets *= 2
-    return BlockPool(caching, blocks, blocks, node, np.full(buckets, -1, np.int64))
+    evicted = np.zeros(64, np.int64)
+    return BlockPool(caching, blocks, blocks, node, np.full(buckets, -1, np.int64), telling, evicted, 0)
 
 
 @compiled
@@ -111,10 +119,22 @@ def take(pool):  # type: ignore[no-untyped-def]
     block = pool.node[pool.blocks, FOLLOWING]
     unlink(pool, block)
     if pool.node[block, KEY] != 0:
+        if pool.telling:
+            note_evicted(pool, pool.node[block, KEY])
         forget(pool, block)
     pool.node[block, REFERENCES] = 1
     pool.free -= 1
     return block
+
+
+@compiled
+def note_evicted(pool, key):  # type: ignore[no-untyped-def]
+    if pool.evicted_count == pool.evicted.size:
+        grown = np.zeros(2 * pool.evicted.size, np.int64)
+        grown[: pool.evicted.size] = pool.evicted
+        pool.evicted = grown
+    pool.evicted[pool.evicted_count] = key
+    pool.evicted_count += 1
 
 
 @compiled

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.compiled import compiled, record
-from simulator.kv.runs import chain, page_key, token_run
+from simulator.kv.runs import NO_END, chain, page_key, token_run
 
 ROOT = 0
 _DEPTH_BITS = 20
@@ -230,6 +230,22 @@ def match(t, row, end_at, limit):  # type: ignore[no-untyped-def]
         now -= 1
         up = t.parent[up]
     return done, node
+
+
+@compiled
+def peek(t, row, limit):  # type: ignore[no-untyped-def]
+    """Length of the longest cached prefix of a prompt's first ``limit`` tokens; leaves the tree as it is."""
+    limit = limit // t.page * t.page
+    node, done = ROOT, 0
+    while t.caching and done < limit:
+        child = child_at(t, node, row, NO_END, done)
+        if child < 0:
+            break
+        done += shared_length(t, child, row, NO_END, limit)
+        if done < t.stop[child]:
+            break
+        node = child
+    return done
 
 
 @compiled

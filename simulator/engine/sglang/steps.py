@@ -39,11 +39,12 @@ from simulator.engine.state import (
     tell,
 )
 from simulator.engine.steps import log_batch
+from simulator.kv.radix import peek
 
 
 @compiled
-def submit(e, row, prompt, target, remote, now):  # type: ignore[no-untyped-def]
-    """A request comes in; returns when to look next. At a decode engine (``remote``) its prompt's KV is read."""
+def submit(e, row, prompt, target, part, outside, now):  # type: ignore[no-untyped-def]
+    """A request comes in; returns when to look next. What is done of it (``part``) is the engine's own role."""
     s = new_slot(e, row, prompt, target)
     e.pending_prompt_tokens += prompt
     wait_last(e, s)
@@ -356,6 +357,24 @@ def survey(engines, until, gauges, news_counts, wakes):  # type: ignore[no-untyp
         row[0], row[1], row[2], row[3], row[4], row[5] = load(e)
         news_counts[i] = e.news_count
         wakes[i] = next_wake(e)
+
+
+@compiled
+def overlaps(engines, content, row, tokens, keys, found):  # type: ignore[no-untyped-def]
+    """Leading tokens of a prompt that each engine's tree holds, into ``found``; nothing is touched."""
+    for i in range(len(engines)):
+        found[i] = peek(engines[i].tree, row, tokens)
+
+
+@compiled
+def take_evicted(e):  # type: ignore[no-untyped-def]
+    """Nothing: this engine's tree has no keys that caches below could know."""
+    return np.zeros(0, np.int64)
+
+
+@compiled
+def will_hold(e, s, tokens):  # type: ignore[no-untyped-def]
+    """Never called: this engine does not ask caches below it."""
 
 
 @compiled
