@@ -9,6 +9,7 @@ from simulator.engine.state import longer, wider
 from simulator.engine.streaming import sending_batch
 from simulator.kv.content import block_key, private_key, shares_nothing
 from simulator.kv.pool import REFERENCES, find, give_back, publish, share, take
+from simulator.kv.unshared import leave_unshared, take_unshared
 
 
 @compiled
@@ -121,15 +122,23 @@ def take_blocks(e, s, tokens):  # type: ignore[no-untyped-def]
         for j in range(e.held_blocks[s], wanted):
             e.block_table[t, j] = take(e.pool)
     else:
-        e.pool.free -= missing
+        count_out(e, missing)
     e.held_blocks[s] = wanted
+
+
+@compiled
+def count_out(e, blocks):  # type: ignore[no-untyped-def]
+    """Take blocks that need not be told apart."""
+    e.pool.free -= blocks
+    if e.counting:
+        take_unshared(e.left, blocks)
 
 
 @compiled
 def take_phase(e, phase):  # type: ignore[no-untyped-def]
     """Every decoding request gets the block it may need in the batch being planned: those in need are of one phase."""
     if not e.caching:
-        e.pool.free -= e.phase_count[phase]
+        count_out(e, e.phase_count[phase])
         if e.rules.reserving:
             e.promised -= e.phase_count[phase]
         return
@@ -142,12 +151,10 @@ def take_phase(e, phase):  # type: ignore[no-untyped-def]
 @compiled
 def register_blocks(e, s, tokens):  # type: ignore[no-untyped-def]
     """Make the blocks filled by the first ``tokens`` tokens findable."""
-    if not e.caching:
-        return
     full = tokens // e.block_size
-    for j in range(e.registered[s], full):
-        key = key_of(e, s, j)
-        publish(e.pool, e.block_table[e.table[s], j], key)
+    if e.caching:
+        for j in range(e.registered[s], full):
+            publish(e.pool, e.block_table[e.table[s], j], key_of(e, s, j))
     e.registered[s] = max(e.registered[s], full)
 
 
@@ -168,6 +175,8 @@ def free_blocks(e, s):  # type: ignore[no-untyped-def]
             give_back(e.pool, e.block_table[e.table[s]], e.held_blocks[s])
     else:
         e.pool.free += e.held_blocks[s]
+        if e.counting:
+            leave_unshared(e.left, e.row[s], e.held_blocks[s], e.registered[s])
     e.held_blocks[s] = 0
     e.registered[s] = 0
 

@@ -14,6 +14,7 @@ SETTINGS: dict[str, str] = {
     "block_size": "tokens of a KV block",
     "max_model_len": "prompt and output tokens of a request at most",
     "caching": "prefix caching",
+    "counting": "prefix caching of requests that share nothing and were never preempted: blocks are only counted",
     "deferred_frees": "blocks of a request in a batch in flight cannot be freed (decode side of a pull, asynchronous)",
     "tell_finished": "whether the cluster wants to hear of each finished request",
     "tell_prompts": "and of each prompt computed where it is also decoded (caches below this one keep a copy)",
@@ -152,6 +153,7 @@ RECORDS: dict[str, str] = {
     "rules": "Rules",
     "cost": "StepCost",
     "pool": "BlockPool",
+    "left": "Unshared",
     "content": "Content",
     "desk": "Desk",
 }

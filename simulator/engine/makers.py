@@ -23,6 +23,7 @@ from simulator.engine.rules import (
 )
 from simulator.engine.state import COLOCATED, DECODE, MIXED, PREFILL, make_engine
 from simulator.errors import InputError
+from simulator.kv.content import all_share_nothing
 
 if TYPE_CHECKING:
     from simulator.engine.engine import EngineSpec
@@ -48,6 +49,7 @@ def make_vllm(spec: EngineSpec, content: Any, desk: Any) -> Any:
         int(s["block_size"]),
         int(s["max_model_len"]),
         bool(s["prefix_caching"]),
+        may_count_blocks(spec, rules, content),
         spec.role == "decode" and bool(s["async_scheduling"]) and bool(s.get("defer_block_frees", True)),
         spec.tell_finished,
         spec.tell_prompts,
@@ -60,6 +62,12 @@ def make_vllm(spec: EngineSpec, content: Any, desk: Any) -> Any:
         content,
         desk,
     )
+
+
+def may_count_blocks(spec: EngineSpec, rules: RuleSet, content: Any) -> bool:
+    """Whether prefix caching changes nothing until a request is preempted, and nobody asks what is cached."""
+    plain = rules.drafts == 0 and not spec.tell_prompts and not spec.tell_evicted
+    return bool(spec.settings["prefix_caching"]) and plain and bool(all_share_nothing(content))
 
 
 def make_tensorrt_llm(spec: EngineSpec, content: Any, desk: Any) -> Any:
@@ -84,6 +92,7 @@ def make_tensorrt_llm(spec: EngineSpec, content: Any, desk: Any) -> Any:
         int(s["tokens_per_block"]),
         int(s["max_seq_len"]),
         bool(s["enable_block_reuse"]),
+        False,
         False,
         spec.tell_finished,
         spec.tell_prompts,
@@ -141,6 +150,7 @@ def make_plain(spec: EngineSpec, rules: RuleSet, seqs: int, tokens: int, content
         tokens,
         int(spec.settings["block_size"]),
         int(spec.settings["max_model_len"]),
+        False,
         False,
         False,
         spec.tell_finished,

@@ -14,6 +14,7 @@ import numpy as np
 from simulator.compiled import compiled, record
 from simulator.engine.columns import COLUMNS, GAP_BINS, MAX_SAMPLES, RING
 from simulator.kv.pool import make_pool
+from simulator.kv.unshared import make_unshared
 
 FREE, WAITING, PREFILLING, DECODING, LEAVING, REMOTE, HELD, SPECULATING = 0, 1, 2, 3, 4, 5, 6, 7
 COLOCATED, PREFILL, DECODE, MIXED = 0, 1, 2, 3
@@ -67,6 +68,7 @@ def make_engine(  # type: ignore[no-untyped-def]
     block_size,
     max_model_len,
     caching,
+    counting,
     deferred_frees,
     tell_finished,
     tell_prompts,
@@ -79,7 +81,11 @@ def make_engine(  # type: ignore[no-untyped-def]
     content,
     desk,
 ):
-    """An idle engine with ``blocks`` usable KV blocks."""
+    """An idle engine with ``blocks`` usable KV blocks.
+
+    ``counting``: blocks are told apart only once a request may be preempted (see ``simulator.engine.tracking``).
+    """
+    tracking = caching and not counting
     slots = 64
     zeros = np.zeros(slots, np.int64)
     reals = np.zeros(slots)
@@ -104,7 +110,8 @@ def make_engine(  # type: ignore[no-untyped-def]
         token_budget,
         block_size,
         max_model_len,
-        caching,
+        tracking,
+        counting,
         deferred_frees,
         tell_finished,
         tell_prompts,
@@ -232,7 +239,8 @@ def make_engine(  # type: ignore[no-untyped-def]
         # records
         rules,
         cost,
-        make_pool(blocks, caching, tell_evicted),
+        make_pool(blocks, tracking, tell_evicted),
+        make_unshared(blocks),
         content,
         desk,
     )

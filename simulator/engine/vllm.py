@@ -15,6 +15,7 @@ from simulator.engine.blocks import (
     bucket_add,
     bucket_remove,
     cached_blocks,
+    count_out,
     free_blocks,
     register_blocks,
     share_blocks,
@@ -35,6 +36,7 @@ from simulator.engine.state import (
     WAITING,
     log_entry,
 )
+from simulator.engine.tracking import may_preempt, track_blocks
 
 
 @compiled
@@ -48,6 +50,8 @@ def plan_batch(e, now):  # type: ignore[no-untyped-def]
     e.batch_firsts[r], e.batch_leaving[r], e.batch_stale[r], e.batch_absent[r] = 0, 0, 0, 0
     preempted_before = e.preempted
     phase = (-e.planned) % e.block_size
+    if e.counting and may_preempt(e, phase):
+        track_blocks(e)
     prompt_is_last = e.partials == 0 or (e.partials == 1 and e.status[e.running[e.running_count - 1]] == PREFILLING)
     if prompt_is_last and e.phase_count[phase] <= e.pool.free:
         decode_all(e, phase)
@@ -136,7 +140,7 @@ def take_decode_block(e, s):  # type: ignore[no-untyped-def]
         if e.depth == 1:
             register_blocks(e, s, computed + 1)
     elif computed % e.block_size == 0:
-        e.pool.free -= 1
+        count_out(e, 1)
     return True
 
 

@@ -87,6 +87,15 @@ def shares_nothing(content, row):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def all_share_nothing(content):  # type: ignore[no-untyped-def]
+    """Whether that holds for every request."""
+    for row in range(content.input_tokens.size):
+        if not shares_nothing(content, row):
+            return False
+    return True
+
+
+@compiled
 def private_key(row, block):  # type: ignore[no-untyped-def]
     """Key of a block of such a request: nothing to hash. A row's blocks are neighbours, rows lie far apart."""
     return ((row + 1) * 2654435761 + block) * 128 + 1
