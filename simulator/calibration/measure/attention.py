@@ -1,0 +1,77 @@
+"""Attention: whole prompts by a library's kernel, chunks after a past and decode over a paged cache by our own."""
+
+from __future__ import annotations
+
+from simulator.calibration.measure.cases import Group, copies_of, heads_of, numbers, paged_caches
+from simulator.calibration.measure.ops import Ops, Work
+from simulator.calibration.measure.plan import Plan
+from simulator.calibration.measure.store import Case
+
+
+def _heads(plan: Plan) -> list[Case]:
+    return [{"heads": q, "kv_heads": kv, "width": d} for q, kv, d in plan.attention_heads]
+
+
+def _prefill_cases(plan: Plan, ops: Ops) -> list[Case]:
+    return [
+        {**heads, "batch": batch, "new": new, "past": past}
+        for heads in _heads(plan)
+        for batch, new, past in plan.prefill_chunks
+    ]
+
+
+def _prefill(ops: Ops, case: Case) -> Work:
+    q, kv, width = heads_of(case)
+    batch, new, past = numbers(case, "batch", "new", "past")
+    copies = min(copies_of(ops, batch * (new + past) * kv * width * 4.0), 16)
+    caches = paged_caches(ops, (kv, width), [past + new] * batch, copies)
+    qkv = ops.random((batch * new, (q + 2 * kv) * width))
+    out = ops.empty((batch * new, q * width))
+    starts = ops.integers([i * new for i in range(batch + 1)])
+    return Work(lambda i: ops.prefill_attention(qkv, starts, new, caches[i], out), copies)
+
+
+def _dense_cases(plan: Plan, ops: Ops) -> list[Case]:
+    found = []
+    for library in ops.dense_libraries():
+        for heads in _heads(plan):
+            found += [
+                {**heads, "batch": b, "new": n, "library": library} for b, n, past in plan.prefill_chunks if not past
+            ]
+    return found
+
+
+def _dense(ops: Ops, case: Case) -> Work:
+    q, kv, width = heads_of(case)
+    batch, new = numbers(case, "batch", "new")
+    arrays = [ops.random((batch, heads, new, width)) for heads in (q, kv, kv)]
+    library = str(case["library"])
+
+    def run(i: int) -> None:
+        ops.dense_attention(arrays[0], arrays[1], arrays[2], library)
+
+    return Work(run)
+
+
+def _decode_cases(plan: Plan, ops: Ops) -> list[Case]:
+    return [
+        {**heads, "batch": batch, "context": context}
+        for heads in _heads(plan)
+        for batch in plan.decode_batches
+        for context in plan.decode_contexts
+        if batch * context <= plan.decode_tokens
+    ]
+
+
+def _decode(ops: Ops, case: Case) -> Work:
+    q, kv, width = heads_of(case)
+    batch, context = numbers(case, "batch", "context")
+    copies = copies_of(ops, batch * context * kv * width * 4.0)
+    caches = paged_caches(ops, (kv, width), [context] * batch, copies)
+    qkv, out = ops.random((batch, (q + 2 * kv) * width)), ops.empty((batch, q * width))
+    return Work(lambda i: ops.decode_attention(qkv, q, caches[i], out), copies)
+
+
+PREFILL = Group("prefill_attention", _prefill_cases, _prefill)
+DENSE = Group("dense_attention", _dense_cases, _dense)
+DECODE = Group("decode_attention", _decode_cases, _decode)

@@ -1,0 +1,152 @@
+"""One layer and one whole step of a transformer, built from the very kernels that the other groups time alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from simulator.calibration.measure.cases import Group
+from simulator.calibration.measure.ops import Array, Ops, Paged, Work
+from simulator.calibration.measure.plan import ModelShape, Plan, StepCase
+from simulator.calibration.measure.store import Case
+
+#: Sets of weights a lone layer rotates through.
+LAYER_COPIES = 6
+
+
+class StepRun:
+    """Buffers and launches of one step. Rows: one of each decoding sequence, then those of the chunk."""
+
+    def __init__(self, ops: Ops, model: ModelShape, case: StepCase) -> None:
+        self.ops, self.model, self.case = ops, model, case
+        tokens = case.seqs + case.new
+        self.tokens, self.last = tokens, case.seqs + (1 if case.new else 0)
+        self.x, self.residual = ops.random((tokens, model.hidden)), ops.random((tokens, model.hidden))
+        self.normed = ops.empty((tokens, model.hidden))
+        self.qkv = ops.empty((tokens, model.qkv))
+        self.attended = ops.empty((tokens, model.q_heads * model.head_dim))
+        self.norm = ops.random((model.hidden,))
+        self.ids = ops.permutation(max(tokens, model.vocab))[:tokens] % model.vocab
+        self.logits = ops.empty((self.last, model.vocab))
+        self.sampled = ops.empty((self.last,), "int")
+        self._feed_forward_room()
+        self._places()
+
+    def _feed_forward_room(self) -> None:
+        ops, model, tokens = self.ops, self.model, self.tokens
+        if model.experts:
+            self.router = ops.empty((tokens, model.experts))
+            self.chosen = ops.empty((tokens, model.top_k), "int")
+            self.shares = ops.empty((tokens, model.top_k), "fp32")
+        else:
+            self.wide, self.narrow = ops.empty((tokens, 2 * model.ffn)), ops.empty((tokens, model.ffn))
+
+    def _places(self) -> None:
+        """Page tables: sequences have ``context`` tokens and write one more; the chunk lies in pages of its own."""
+        ops, case = self.ops, self.case
+        lengths = [case.context + 1] * case.seqs
+        whole = case.past + case.new
+        pages = [-(-n // ops.page) for n in (*lengths, whole) if n]
+        self.pages = sum(pages)
+        order = ops.permutation(self.pages)
+        first = sum(pages[: case.seqs])
+        own = order[:first].reshape(case.seqs, -1) if case.seqs else order[:0]
+        self.table, self.lengths = own, ops.integers(lengths)
+        self.chunk_table, self.chunk_lengths = order[first:].reshape(1, -1), ops.integers([whole])
+        self.starts = ops.integers([0, case.new])
+        decode_slots = own[:, case.context // ops.page] * ops.page + case.context % ops.page if case.seqs else order[:0]
+        rows = ops.integers(list(range(case.past, whole)))
+        chunk_slots = self.chunk_table[0][rows // ops.page] * ops.page + rows % ops.page
+        self.slots = join(ops, decode_slots, chunk_slots)
+        self.positions = join(ops, ops.integers([case.context] * case.seqs), rows)
+
+    def caches(self, layer: int) -> tuple[Paged, Paged]:
+        """The layer's cache, as the decoding sequences and as the chunk see it."""
+        model, case = self.model, self.case
+        shape = (self.pages, self.ops.page, model.kv_heads, model.head_dim)
+        k, v = (self.ops.weights(shape, "kv", 2 * layer + i) for i in range(2))
+        decoding = Paged(k, v, self.table, self.lengths, case.context + 1)
+        return decoding, Paged(k, v, self.chunk_table, self.chunk_lengths, case.past + case.new)
+
+    def layer(self, index: int) -> None:
+        """Launch one layer with the ``index``-th set of weights."""
+        ops, m, case = self.ops, self.model, self.case
+        decoding, chunk = self.caches(index)
+        ops.add_norm(self.x, self.residual, self.norm, self.normed)
+        self._multiply(self.normed, self.qkv, index)
+        ops.rotate(self.qkv, self.positions, m.q_heads + m.kv_heads, m.head_dim)
+        ops.write_cache(self.qkv, m.q_heads, decoding, self.slots)
+        if case.new:
+            rest, out = self.qkv[case.seqs :], self.attended[case.seqs :]
+            ops.prefill_attention(rest, self.starts, case.new, chunk, out)
+        if case.seqs:
+            ops.decode_attention(self.qkv[: case.seqs], m.q_heads, decoding, self.attended[: case.seqs])
+        self._multiply(self.attended, self.x, index)
+        ops.add_norm(self.x, self.residual, self.norm, self.normed)
+        self._feed_forward(index)
+
+    def _feed_forward(self, index: int) -> None:
+        ops, m = self.ops, self.model
+        if not m.experts:
+            self._multiply(self.normed, self.wide, index)
+            ops.activate(self.wide, self.narrow)
+            self._multiply(self.narrow, self.x, index)
+            return
+        self._multiply(self.normed, self.router, index)
+        ops.choose(self.router, m.top_k, self.chosen, self.shares)
+        up = ops.weights((m.experts, 2 * m.expert_ffn, m.hidden), "bf16", index)
+        down = ops.weights((m.experts, m.hidden, m.expert_ffn), "bf16", index)
+        ops.experts(self.normed, self.chosen, self.shares, (up, down), self.x)
+
+    def _multiply(self, x: Array, out: Array, index: int) -> None:
+        self.ops.matmul(x, self.ops.weights((out.shape[1], x.shape[1]), "bf16", index), out)
+
+    def step(self) -> None:
+        """Launch the whole step: embedding, layers, norm, head, sampling."""
+        ops, m = self.ops, self.model
+        table = ops.weights((m.vocab, m.hidden), "bf16", 0)
+        ops.embed(table, self.ids, self.x)
+        for index in range(m.layers):
+            self.layer(index)
+        last = slice(0, self.last)
+        ops.add_norm(self.x[last], self.residual[last], self.norm, self.normed[last])
+        ops.matmul(self.normed[last], table, self.logits)
+        ops.sample(self.logits, self.sampled)
+
+
+def join(ops: Ops, first: Array, second: Array) -> Array:
+    """Two rows of whole numbers, one after the other."""
+    out = ops.empty((len(first) + len(second),), "int")
+    out[: len(first)], out[len(first) :] = first, second
+    return out
+
+
+def _cases(plan: Plan, ops: Ops) -> list[Case]:
+    found: list[Case] = []
+    for model in plan.models:
+        for step in plan.steps:
+            modes = ("graph", "eager") if step.new else ("graph",)
+            for mode in modes:
+                found.append({"model": asdict(model), **asdict(step), "mode": mode})
+    first = plan.steps[0]
+    found += [{"model": asdict(m), **asdict(first), "mode": "eager"} for m in plan.models]
+    return found
+
+
+def _run_of(ops: Ops, case: Case) -> StepRun:
+    model = ModelShape(**case["model"])  # type: ignore[arg-type]
+    names = ("seqs", "context", "new", "past")
+    return StepRun(ops, model, StepCase(*(int(case[n]) for n in names)))  # type: ignore[call-overload]
+
+
+def _step(ops: Ops, case: Case) -> Work:
+    run = _run_of(ops, case)
+    return Work(lambda i: run.step(), eager=case["mode"] == "eager")
+
+
+def _layer(ops: Ops, case: Case) -> Work:
+    run = _run_of(ops, case)
+    return Work(run.layer, LAYER_COPIES, eager=case["mode"] == "eager")
+
+
+STEPS = Group("step", _cases, _step)
+LAYERS = Group("layer", _cases, _layer)

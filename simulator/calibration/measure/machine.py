@@ -1,0 +1,82 @@
+"""The machine itself: bandwidth and arithmetic it reaches, gaps between launches, power under steady work."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from simulator.calibration.measure.cases import Group, numbers
+from simulator.calibration.measure.ops import Ops, Work
+from simulator.calibration.measure.plan import Plan
+from simulator.calibration.measure.store import Case
+
+#: Launches that are timed together, to see the gap between two.
+LAUNCHES = 100
+#: Seconds of work between looks at the reader, seconds before its first reading (the meter averages), and readings.
+STEADY_S, SETTLE_S, READINGS = 0.3, 1.2, 3
+
+
+def _cases(plan: Plan, ops: Ops) -> list[Case]:
+    found: list[Case] = [{"what": "stream", "bytes": size} for size in plan.stream_bytes]
+    found += [{"what": "product", "size": plan.peak_size, "format": f} for f in ("bf16", "fp8")]
+    return [*found, {"what": "launch", "mode": "graph"}, {"what": "launch", "mode": "eager"}]
+
+
+def _prepare(ops: Ops, case: Case) -> Work:
+    if case["what"] == "stream":
+        (size,) = numbers(case, "bytes")
+        source, target = ops.device_buffer(size), ops.device_buffer(size)
+        return Work(lambda i: ops.stream(source, target))
+    if case["what"] == "launch":
+        return Work(lambda i: _launches(ops), eager=case["mode"] == "eager")
+    (size,) = numbers(case, "size")
+    if case["format"] == "bf16":
+        x, w, out = ops.random((size, size)), ops.weights((size, size), "bf16", 0), ops.empty((size, size))
+        return Work(lambda i: ops.matmul(x, w, out))
+    small, scales, out = ops.empty((size, size), "fp8"), ops.empty((size, 1), "fp32"), ops.empty((size, size))
+    ops.quantise(ops.random((size, size)), small, scales)
+    w8 = ops.weights((size, size), "fp8", 0)
+    return Work(lambda i: ops.matmul_fp8(small, scales, w8, out))
+
+
+def _launches(ops: Ops) -> None:
+    for _ in range(LAUNCHES):
+        ops.empty_kernel()
+
+
+MACHINE = Group("machine", _cases, _prepare)
+
+
+def _power_cases(plan: Plan, ops: Ops) -> list[Case]:
+    if not ops.state():
+        return []
+    found: list[Case] = [{"what": "idle"}]
+    found += [{"what": "product", "size": plan.peak_size, "format": f} for f in ("bf16", "fp8")]
+    return [*found, {"what": "stream", "bytes": plan.stream_bytes[-1]}]
+
+
+def _idle(ops: Ops, case: Case) -> Work:
+    if case["what"] == "idle":
+        return Work(lambda i: time.sleep(0.1), eager=True)
+    return _prepare(ops, case)
+
+
+POWER = Group("power", _power_cases, _idle)
+
+
+def steady_power(ops: Ops, work: Work) -> dict[str, object]:
+    """Readings of clocks and power while the work is repeated for a while."""
+    found: dict[str, list[float]] = {}
+
+    def read() -> None:
+        time.sleep(SETTLE_S)
+        for _ in range(READINGS):
+            for name, value in ops.state().items():
+                found.setdefault(name, []).append(value)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    while reader.is_alive():
+        ops.time(work, STEADY_S)
+    reader.join()
+    return {f"{name}_readings": values for name, values in found.items()}

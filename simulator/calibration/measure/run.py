@@ -1,0 +1,89 @@
+"""Goes through the groups, writes rows as they come, and takes up again where a killed run left off."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from simulator.calibration.measure import attention, copies, elements, gemm, layer, machine, moe
+from simulator.calibration.measure.cases import Group
+from simulator.calibration.measure.machine import steady_power
+from simulator.calibration.measure.ops import Ops
+from simulator.calibration.measure.plan import Plan
+from simulator.calibration.measure.store import Store
+
+#: In this order: what everything else leans on comes first.
+GROUPS = (
+    machine.MACHINE,
+    layer.STEPS,
+    gemm.GEMM_BF16,
+    attention.PREFILL,
+    attention.DECODE,
+    elements.ELEMENTS,
+    copies.COPIES,
+    moe.EXPERTS,
+    attention.DENSE,
+    gemm.GEMM_FP8,
+    layer.LAYERS,
+    machine.POWER,
+)
+#: Seconds each case is timed for.
+CASE_S = 0.015
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Seconds a group may take, and the whole run."""
+
+    group_s: float
+    total_s: float
+
+
+def measure(
+    ops: Ops, plan: Plan, store: Store, budget: Budget, tell: Callable[[str], None], names: Iterable[str]
+) -> None:
+    """Measure the groups ``names`` (all if empty) that are not in the store yet."""
+    chosen = [g for g in GROUPS if g.name in set(names)] or list(GROUPS)
+    end = time.monotonic() + budget.total_s
+    for group in chosen:
+        left = min(budget.group_s, end - time.monotonic())
+        tell(_group(ops, plan, group, store, left))
+
+
+def _group(ops: Ops, plan: Plan, group: Group, store: Store, seconds: float) -> str:
+    start = time.monotonic()
+    cases = [case for case in group.cases(plan, ops) if not store.done(group.name, case)]
+    before, done, failed = ops.state(), 0, 0
+    for case in cases:
+        if time.monotonic() - start > seconds:
+            break
+        try:
+            values = _one(ops, group, case)
+        except Exception as e:  # a kernel that a GPU or library lacks must not end the run
+            values, failed = (
+                {"error": f"{type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else ''}"},
+                failed + 1,
+            )
+        store.add(group.name, case, values)
+        ops.finish()
+        done += 1
+    took = time.monotonic() - start
+    if cases:
+        about = {"seconds": took, "before": before, "after": ops.state(), "measured": done, "left": len(cases) - done}
+        store.add("group", {"name": group.name, "at": len(store.rows)}, about)
+    lost = f", {failed} failed" if failed else ""
+    return f"{group.name}: {done} of {len(cases)} cases in {took:.0f} s{lost}"
+
+
+def _one(ops: Ops, group: Group, case: dict[str, object]) -> dict[str, object]:
+    work = group.prepare(ops, case)
+    if group is machine.POWER:
+        return {**asdict(ops.time(work, CASE_S)), **steady_power(ops, work)}
+    return asdict(ops.time(work, CASE_S))
+
+
+def store_at(folder: Path) -> Store:
+    """The rows of a run in ``folder``."""
+    return Store(folder / "rows.jsonl")

@@ -1,0 +1,30 @@
+"""Medians and quartiles of repeated runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from simulator.calibration.measure.ops import Timing, Work
+
+#: Runs that are timed where a clock on the wall has to do.
+FEWEST, MOST = 3, 20
+
+
+def summary(samples: Sequence[float]) -> Timing:
+    """Median and quartiles, seconds."""
+    q25, median, q75 = np.quantile(np.asarray(samples), [0.25, 0.5, 0.75])
+    return Timing(float(median), float(q25), float(q75), len(samples))
+
+
+def wall_clock(work: Work, seconds: float) -> Timing:
+    """Time the work on the host's clock, once to warm up and then a few times."""
+    work.run(0)
+    samples: list[float] = []
+    while len(samples) < FEWEST or (len(samples) < MOST and sum(samples) < seconds):
+        start = time.perf_counter()
+        work.run(len(samples) % work.copies)
+        samples.append(max(time.perf_counter() - start, 1e-9))
+    return summary(samples)

@@ -1,0 +1,299 @@
+"""The machine through torch: Triton kernels and CUDA graphs on a GPU, plain torch on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache, cached_property
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from simulator.calibration.measure import torch_kernels
+from simulator.calibration.measure.check import kernel_errors
+from simulator.calibration.measure.ops import Array, Paged, Timing, Work
+from simulator.calibration.measure.timing import summary, wall_clock
+
+_TYPES = {
+    "bf16": torch.bfloat16,
+    "kv": torch.bfloat16,
+    "fp8": torch.float8_e4m3fn,
+    "fp32": torch.float32,
+    "int": torch.int32,
+}
+#: Numbers in the pool that weights are taken from, on a GPU and elsewhere.
+GPU_POOL, CPU_POOL = 8 * 2**30, 2**21
+#: Bytes of pinned host memory.
+PINNED = 2**30
+#: A graph is filled with launches until it takes this long; copies rotate up to the second.
+GRAPH_S, ROTATE_S, MOST_LAUNCHES = 4e-4, 3e-3, 128
+FEWEST, MOST_SAMPLES = 7, 60
+_QUERY = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
+_STATE = ("sm_mhz", "memory_mhz", "power_w", "temperature_c")
+
+
+class TorchOps:
+    """See ``Ops``."""
+
+    page = 16
+
+    def __init__(self, device: str, seed: int = 0) -> None:
+        self.kind = device.split(":", maxsplit=1)[0]
+        self.device = torch.device(device)
+        torch.manual_seed(seed)
+        self._kernels = torch_kernels.choose(self.kind)
+
+    # -- the machine ---------------------------------------------------------------------------------------------
+
+    def machine(self) -> dict[str, object]:
+        found: dict[str, object] = {
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "kernels": self._kernels.name,
+            "python": platform.python_version(),
+            "host": f"{platform.machine()} {platform.system()}",
+        }
+        if self.kind == "cuda":
+            about = torch.cuda.get_device_properties(self.device)
+            found |= {
+                "gpu": about.name,
+                "gpus": torch.cuda.device_count(),
+                "sms": about.multi_processor_count,
+                "memory_bytes": about.total_memory,
+                "l2_bytes": about.L2_cache_size,
+                "driver": (_smi("driver_version,power.limit,clocks.max.sm,clocks.max.mem") or ["unknown"]),
+            }
+        return found
+
+    def state(self) -> dict[str, float]:
+        values = _smi(_QUERY) if self.kind == "cuda" else None
+        with suppress(ValueError):
+            return dict(zip(_STATE, [float(v) for v in values or ()], strict=False))
+        return {}
+
+    def memory_bytes(self) -> int:
+        return int(torch.cuda.get_device_properties(self.device).total_memory) if self.kind == "cuda" else 2**28
+
+    def l2_bytes(self) -> int:
+        return int(torch.cuda.get_device_properties(self.device).L2_cache_size) if self.kind == "cuda" else 2**10
+
+    def errors(self) -> dict[str, float]:
+        """Error of each kernel beside a plain one."""
+        return kernel_errors(self._kernels, self.device, torch.bfloat16)
+
+    # -- arrays --------------------------------------------------------------------------------------------------
+
+    def _filled(self, size: float) -> torch.Tensor:
+        count = min(GPU_POOL, self.memory_bytes() // 10) if self.kind == "cuda" else CPU_POOL
+        pool = torch.empty(count, dtype=torch.bfloat16, device=self.device)
+        for part in pool.split(2**28):
+            part.uniform_(-size, size)
+        return pool
+
+    @cached_property
+    def _pool(self) -> torch.Tensor:
+        return self._filled(0.02)
+
+    @cached_property
+    def _pool_kv(self) -> torch.Tensor:
+        return self._filled(1.0)
+
+    @cached_property
+    def _pool8(self) -> torch.Tensor:
+        part = self._pool[: self._pool.numel() // 2]
+        return torch.cat([(p * 50).to(torch.float8_e4m3fn) for p in part.split(2**28)])
+
+    def random(self, shape: Sequence[int], kind: str = "bf16") -> Array:
+        found = torch.randn(tuple(shape), dtype=torch.bfloat16, device=self.device)
+        return found.to(_TYPES[kind])
+
+    def weights(self, shape: Sequence[int], kind: str, index: int) -> Array:
+        pool = {"fp8": "_pool8", "kv": "_pool_kv"}.get(kind, "_pool")
+        return self._view(getattr(self, pool), shape, index)
+
+    def _view(self, pool: torch.Tensor, shape: Sequence[int], index: int) -> torch.Tensor:
+        size = math.prod(shape)
+        step = -(-size // 128) * 128
+        slots = max(pool.numel() // step, 1)
+        at = index % slots * step
+        if at + size > pool.numel():
+            raise RuntimeError(f"{tuple(shape)} does not fit into a pool of {pool.numel()} numbers")
+        return pool[at : at + size].view(tuple(shape))
+
+    def empty(self, shape: Sequence[int], kind: str = "bf16") -> Array:
+        return torch.empty(tuple(shape), dtype=_TYPES[kind], device=self.device)
+
+    def integers(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Array:
+        return torch.tensor(values, dtype=torch.int32, device=self.device)
+
+    def permutation(self, count: int) -> Array:
+        return torch.randperm(count, device=self.device, dtype=torch.int32)
+
+    # -- products ------------------------------------------------------------------------------------------------
+
+    def matmul(self, x: Array, w: Array, out: Array) -> None:
+        torch.mm(x, w.t(), out=out)
+
+    def quantise(self, x: Array, out: Array, scales: Array) -> None:
+        self._kernels.quantise(x, out, scales)
+
+    def matmul_fp8(self, x: Array, scales: Array, w: Array, out: Array) -> None:
+        if self.kind != "cuda":
+            out.copy_((x.float() * scales) @ w.float().t())
+            return
+        ones = torch_kernels.ones(w.shape[0], self.device)
+        torch._scaled_mm(x, w.t(), scale_a=scales, scale_b=ones, out_dtype=out.dtype, use_fast_accum=True, out=out)
+
+    # -- small kernels -------------------------------------------------------------------------------------------
+
+    def add_norm(self, x: Array, residual: Array, weight: Array, out: Array) -> None:
+        self._kernels.add_norm(x, residual, weight, out)
+
+    def rotate(self, qkv: Array, positions: Array, heads: int, width: int) -> None:
+        self._kernels.rotate(qkv, positions, heads, width)
+
+    def write_cache(self, qkv: Array, q_heads: int, cache: Paged, slots: Array) -> None:
+        self._kernels.write_cache(qkv, q_heads, cache, slots)
+
+    def activate(self, x: Array, out: Array) -> None:
+        self._kernels.activate(x, out)
+
+    def embed(self, table: Array, tokens: Array, out: Array) -> None:
+        torch.index_select(table, 0, tokens, out=out)
+
+    def sample(self, logits: Array, out: Array) -> None:
+        out.copy_(logits.float().argmax(dim=-1))
+
+    # -- attention -----------------------------------------------------------------------------------------------
+
+    def prefill_attention(self, qkv: Array, starts: Array, longest: int, cache: Paged, out: Array) -> None:
+        self._kernels.prefill(qkv, starts, longest, cache, out)
+
+    def dense_attention(self, q: Array, k: Array, v: Array, library: str) -> Array:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        kinds = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH}
+        with sdpa_kernel([kinds[library]]):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    def dense_libraries(self) -> tuple[str, ...]:
+        return ("cudnn", "flash") if self.kind == "cuda" else ("math",)
+
+    def decode_attention(self, qkv: Array, q_heads: int, cache: Paged, out: Array) -> None:
+        self._kernels.decode(qkv, q_heads, cache, out)
+
+    # -- experts -------------------------------------------------------------------------------------------------
+
+    def choose(self, logits: Array, top_k: int, ids: Array, shares: Array) -> None:
+        values, found = torch.topk(logits.float(), top_k, dim=-1)
+        ids.copy_(found)
+        shares.copy_(torch.softmax(values, dim=-1))
+
+    def experts(self, x: Array, ids: Array, shares: Array, weights: tuple[Array, Array], out: Array) -> None:
+        self._kernels.experts(x, ids, shares, weights, out)
+
+    # -- copies --------------------------------------------------------------------------------------------------
+
+    def stream(self, source: Array, target: Array) -> None:
+        target.copy_(source)
+
+    def empty_kernel(self) -> None:
+        self._kernels.nothing(self.device)
+
+    def host_buffer(self, size: int) -> Array:
+        return self._pinned[:size]
+
+    @cached_property
+    def _pinned(self) -> torch.Tensor:
+        size = PINNED if self.kind == "cuda" else CPU_POOL
+        return torch.ones(size, dtype=torch.uint8, pin_memory=self.kind == "cuda")
+
+    def device_buffer(self, size: int) -> Array:
+        return torch.ones(size, dtype=torch.uint8, device=self.device)
+
+    def copy_bytes(self, source: Array, target: Array, moves: Sequence[tuple[int, int, int]]) -> None:
+        if self.kind != "cuda":
+            for a, b, size in moves:
+                target[b : b + size] = source[a : a + size]
+            return
+        call, stream = _memcpy(), ctypes.c_void_p(torch.cuda.current_stream(self.device).cuda_stream)
+        src, dst = source.data_ptr(), target.data_ptr()
+        for a, b, size in moves:
+            failed = call(ctypes.c_void_p(dst + b), ctypes.c_void_p(src + a), ctypes.c_size_t(size), 4, stream)
+            if failed:
+                raise RuntimeError(f"cudaMemcpyAsync: error {failed}")
+
+    def gather_bytes(self, source: Array, target: Array, block: int, order: Array) -> None:
+        self._kernels.gather(source, target, block, order)
+
+    # -- timing --------------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        if self.kind == "cuda":
+            torch.cuda.synchronize(self.device)
+            if torch.cuda.memory_reserved(self.device) > 0.8 * self.memory_bytes():
+                torch.cuda.empty_cache()
+
+    def time(self, work: Work, seconds: float) -> Timing:
+        if self.kind != "cuda":
+            return wall_clock(work, seconds)
+        for i in range(2):
+            work.run(i % work.copies)
+        rough = self._event_seconds(lambda: work.run(0), 2)[-1]
+        if work.eager:
+            count = max(FEWEST, min(MOST_SAMPLES, int(seconds / rough)))
+            return summary(self._event_seconds(lambda: work.run(0), count))
+        graph, launches = self._graph(work, rough)
+        once = self._event_seconds(graph.replay, 2)[-1]
+        count = max(FEWEST, min(MOST_SAMPLES, int(seconds / once)))
+        found = summary([s / launches for s in self._event_seconds(graph.replay, count)])
+        graph.reset()
+        return found
+
+    def _event_seconds(self, run: Callable[[], None], count: int) -> list[float]:
+        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
+        for before, after in events:
+            before.record()
+            run()
+            after.record()
+        torch.cuda.synchronize(self.device)
+        return [max(before.elapsed_time(after) * 1e-3, 1e-9) for before, after in events]
+
+    def _graph(self, work: Work, rough: float) -> tuple[torch.cuda.CUDAGraph, int]:
+        launches = max(min(work.copies, math.ceil(ROTATE_S / rough)), math.ceil(GRAPH_S / rough))
+        launches = max(1, min(launches, MOST_LAUNCHES))
+        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.device)
+        torch.cuda.synchronize(self.device)
+        with torch.cuda.stream(side):
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                for i in range(launches):
+                    work.run(i % work.copies)
+            finally:
+                graph.capture_end()
+        torch.cuda.synchronize(self.device)
+        return graph, launches
+
+
+def _smi(query: str) -> list[str] | None:
+    """Values of ``nvidia-smi`` for the first GPU; None where it cannot be asked."""
+    try:
+        asked = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", "--id=0"]
+        text = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return [part.strip() for part in text.strip().split(",")]
+
+
+@cache
+def _memcpy() -> Callable[..., int]:
+    """``cudaMemcpyAsync`` of the CUDA runtime torch has loaded."""
+    major = str(torch.version.cuda).split(".", maxsplit=1)[0]
+    for name in (f"libcudart.so.{major}", "libcudart.so"):
+        with suppress(OSError):
+            return ctypes.CDLL(name).cudaMemcpyAsync
+    raise RuntimeError("the CUDA runtime library is not loaded")
