@@ -16,7 +16,16 @@ NOTHING = (0, 0, 0, 0, 0, 0.0, 0)
 
 @compiled
 def plan_machine(e, now):  # type: ignore[no-untyped-def]
-    """Choose the next batch; returns its work and its decoding requests."""
+    """Choose the next batch; returns its work and its decoding requests. If all that ran was paused, choose again."""
+    paused_before = e.preempted
+    work, decodes = plan_once(e, now)
+    if e.preempted > paused_before and work[0] + work[2] == 0:
+        return plan_once(e, now)
+    return work, decodes
+
+
+@compiled
+def plan_once(e, now):  # type: ignore[no-untyped-def]
     r = e.planned % RING
     e.batch_firsts[r], e.batch_leaving[r], e.batch_stale[r], e.batch_absent[r] = 0, 0, 0, 0
     preempted_before = e.preempted
