@@ -18,6 +18,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "simulate": "simulator.api",
     "compare": "simulator.api",
+    "sweep": "simulator.planning.sweep",
+    "SweepResult": "simulator.planning.sweep",
     "Result": "simulator.api",
     "Comparison": "simulator.api",
     "load_trace": "simulator.workload.load",
@@ -34,12 +36,14 @@ __all__ = [
     "InputError",
     "Result",
     "SimulatorError",
+    "SweepResult",
     "Trace",
     "__version__",
     "compare",
     "load_topology",
     "load_trace",
     "simulate",
+    "sweep",
 ]
 
 if TYPE_CHECKING:
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
     from simulator.cluster.topology import load_topology
     from simulator.errors import InputError, SimulatorError
     from simulator.metrics.slo import SLO
+    from simulator.planning.sweep import SweepResult, sweep
     from simulator.workload.load import load_trace
     from simulator.workload.trace import Trace
 

@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 import simulator
 from simulator.commands.options import RunOptions
+from simulator.commands.sweep import SweepOptions
 from simulator.errors import InputError, RunInterruptedError, nearest
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
@@ -185,6 +186,20 @@ def _convert(
 
     window = {"limit": limit, "start": start, "duration": duration, "rate_scale": rate_scale}
     return convert(trace, out, columns=columns, raw_arrivals=raw_arrivals, seed=seed, window=window)
+
+
+@app.command(name="sweep")
+def _sweep(spec: str, /, *, options: Annotated[SweepOptions, Parameter(name="*")] = SweepOptions()) -> int:  # noqa: B008
+    """Do many runs: any field of a topology or of the load varied, side by side, kept on disk; one tidy table.
+
+    Parameters
+    ----------
+    spec
+        a YAML file, see docs/planning.md
+    """
+    from simulator.commands.sweep import sweep
+
+    return sweep(spec, options)
 
 
 @_validate.command(name="scheduler")

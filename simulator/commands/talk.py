@@ -11,6 +11,8 @@ from typing import Any
 
 #: A run shorter than this shows no progress bar.
 PATIENCE_S = 1.0
+#: A pipe is told how far the work is this often; a terminal has a bar.
+TELL_EVERY_S = 10.0
 
 
 @dataclass
@@ -38,6 +40,26 @@ class Talk:
     def bar(self) -> Bar:
         """A progress bar; one that never shows where nobody would see it."""
         return Bar(shown=not self.quiet and sys.stderr.isatty())
+
+    @contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Progress of many like pieces of work: a bar with the time left, or in a pipe a line now and then."""
+        bar, since = self.bar(), time.monotonic()
+        told = since
+
+        def count(done: int, total: int) -> None:
+            nonlocal told
+            if bar.callback is not None:
+                bar.callback(done / total)
+                return
+            now = time.monotonic()
+            if not self.quiet and now - told >= TELL_EVERY_S and done < total:
+                told = now
+                left_s = (now - since) / done * (total - done)
+                print(f"{done} of {total} {what}, about {left_s:.0f} s left", file=sys.stderr)
+
+        with bar.doing(what):
+            yield count
 
 
 class Bar:
