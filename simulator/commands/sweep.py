@@ -13,7 +13,6 @@ from cyclopts import Parameter
 
 from simulator.commands.options import json_target
 from simulator.commands.talk import Talk
-from simulator.files import output_file
 
 #: Columns of the printed table: figure, heading, how it is written.
 _SHOWN = (
@@ -48,6 +47,7 @@ class SweepOptions:
 
 def sweep(spec: str, options: SweepOptions) -> int:
     """Do the sweep, print its table and write what was asked for; returns the exit code."""
+    from simulator.files import output_file
     from simulator.planning.sweep import sweep as run_sweep
 
     target = json_target(options.json)

@@ -48,7 +48,9 @@ def test_version(capsys):
     assert run(capsys, "--version")[:2] == (0, simulator.__version__ + "\n")
 
 
-@pytest.mark.parametrize("command", ["describe", "step", "generate", "convert", "validate", "validate scheduler"])
+@pytest.mark.parametrize(
+    "command", ["describe", "step", "generate", "convert", "sweep", "validate", "validate scheduler"]
+)
 def test_every_command_has_help(capsys, command):
     code, out, _ = run(capsys, *command.split(), "--help")
     assert code == 0
