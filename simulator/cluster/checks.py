@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from simulator.cluster.profiles import load_profile
-from simulator.cluster.routers import ROUTERS
+from simulator.cluster.routing_checks import check_routing
 from simulator.cluster.schema import NetworkPart, PoolPart, Topology
 from simulator.errors import TopologyError, unknown
 from simulator.network.compression import compression_names
@@ -26,10 +26,7 @@ def check(topology: Topology) -> None:
     _check_roles(topology, place)
     for pool in topology.pools:
         _check_pool(topology, pool, f"{place}: pools.{pool.name}")
-    for role in ("prefill", "decode", "colocated"):
-        name = getattr(topology.routing, role)
-        if name not in ROUTERS:
-            raise TopologyError(unknown(f"{place}: routing.{role}", "router", name, ROUTERS))
+    check_routing(topology, place)
     if topology.network is not None:
         _check_network(topology.network, f"{place}: network")
     _check_transfer(topology, place)

@@ -31,6 +31,10 @@ def _put(values: dict[str, Any], keys: list[str], text: str, place: str) -> None
         return
     if keys[0] == "engine" and len(keys) > 1 and isinstance(values.get("engine", "vllm"), str):
         values["engine"] = {"profile": values.get("engine", "vllm")}
+    if keys[0] == "routing" and len(keys) > 2 and isinstance(values.get("routing"), dict):
+        router = values["routing"].get(keys[1])
+        if isinstance(router, str):
+            values["routing"][keys[1]] = {"kind": router}
     _put_inside(values, (), keys, text, place)
 
 

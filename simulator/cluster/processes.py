@@ -111,11 +111,21 @@ class Worker(Sleeper):
         """The engine has been looked at from outside and has news."""
         self._hear(self, self.engine.take_news())
 
-    def submit(self, row: int, prompt_tokens: int, target_tokens: int, now: float, *, remote: bool = False) -> None:
-        """A request comes in."""
+    def submit(
+        self,
+        row: int,
+        prompt_tokens: int,
+        target_tokens: int,
+        now: float,
+        *,
+        remote: bool = False,
+        hand_over: bool = False,
+        outside: int = 0,
+    ) -> None:
+        """A request comes in; see ``Engine.submit``."""
         if self.engine.seen_s != now:  # a router may have looked at this very moment
             self.catch_up(now)
-        self.engine.submit(row, prompt_tokens, target_tokens, now, remote=remote)
+        self.engine.submit(row, prompt_tokens, target_tokens, now, remote=remote, hand_over=hand_over, outside=outside)
         self.reconsider()
 
     def transfer_ended(self, slot: int, now: float) -> None:

@@ -14,6 +14,7 @@ Degree = Annotated[int, Field(ge=1, le=10_000)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
 
 Role = Literal["colocated", "prefill", "decode", "mixed"]
@@ -119,12 +120,54 @@ class KvTransferPart(Part):
         return self.per_block_s is not None
 
 
-class RoutingPart(Part):
-    """Which worker of a pool takes a request; names are those of the routers' table."""
+class RouterPart(Part):
+    """A router by name, with its options; which mean something for which router its own page says."""
 
-    prefill: Text = "least_pending_tokens"
-    decode: Text = "most_free_blocks"
-    colocated: Text = "least_requests"
+    kind: str
+    balance: Positive | None = None
+    prefill_load_scale: Amount | None = None
+    overlap_credit: Amount | None = None
+    host_weight: Amount | None = None
+    disk_weight: Amount | None = None
+    shared_weight: Amount | None = None
+    temperature: Amount | None = None
+    kvcache_balancing_threshold: Positive | None = None
+    max_pending_tokens: Count | None = None
+
+
+class RoutingPart(Part):
+    """Which worker of a pool takes a request; names are those of the routers' table.
+
+    ``joint``: one router for both workers of a request, in place of the others.
+    """
+
+    prefill: str | RouterPart = "least_pending_tokens"
+    decode: str | RouterPart = "most_free_blocks"
+    colocated: str | RouterPart = "least_requests"
+    joint: str | RouterPart | None = None
+
+    def router(self, place: Literal["prefill", "decode", "colocated", "joint"]) -> RouterPart | None:
+        """The router of a place with its options; None where there is none."""
+        given = getattr(self, place)
+        return RouterPart(kind=given) if isinstance(given, str) else given
+
+
+class AdmissionPart(Part):
+    """Early rejection: a request is turned away at once if a target (durations, as ``2s``) is predicted to be missed.
+
+    ``decode_s``: how long a request is taken to decode, for the kind that looks ahead.
+    """
+
+    kind: Text
+    ttft: Text | None = None
+    tpot: Text | None = None
+    decode_s: Positive | None = None
+
+
+class TenantPart(Part):
+    """What one tenant was promised: targets as in ``--slo`` (``{ttft: 1s, tpot: 50ms}``)."""
+
+    slo: dict[str, Text] = Field(default_factory=dict)
 
 
 class FrontendPart(Part):
@@ -146,6 +189,8 @@ class Topology(Part):
     network: NetworkPart | None = None
     kv_transfer: KvTransferPart = KvTransferPart()
     routing: RoutingPart = RoutingPart()
+    admission: AdmissionPart | None = None
+    tenants: dict[str, TenantPart] = Field(default_factory=dict)
     frontend: FrontendPart = FrontendPart()
     step_time: StepTimePart | None = None
     kv_blocks: Count | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from simulator.cluster.collect import collect
 from simulator.cluster.plan import ClusterPlan
 from simulator.cluster.result import RunResult
@@ -25,6 +27,6 @@ def run_plan(
 ) -> RunResult:
     """Offer ``trace`` (with ``arrivals`` applied under ``seed``) to the cluster and live until the last token."""
     offered = apply_arrivals(trace, arrivals, seed)
-    cluster = Cluster(plan, offered, arrivals, options or RunOptions())
+    cluster = Cluster(plan, offered, arrivals, replace(options or RunOptions(), seed=seed))
     cluster.run()
     return collect(cluster, seed, str(arrivals))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from simulator.cluster.engines import Engine
 from simulator.cluster.plan import KvTransferPlan, Route, WorkerPlan
+from simulator.cluster.routing_checks import is_lending
 from simulator.cluster.schema import CompressionPart, NetworkPart, Topology, TransferMode
 from simulator.errors import TopologyError
 from simulator.hardware.gpu import Gpu
@@ -31,8 +32,13 @@ def compression_of(topology: Topology) -> Compression:
     return named_compression(part)
 
 
-def handovers(workers: Sequence[WorkerPlan]) -> list[Pair]:
-    """Pairs of engines between which KV may move: from any that prefills to any other that decodes."""
+def handovers(workers: Sequence[WorkerPlan], *, lending: bool = False) -> list[Pair]:
+    """Pairs of engines between which KV may move: from any that prefills to any other that decodes.
+
+    ``lending``: each may do either.
+    """
+    if lending:
+        return [(src.index, dst.index) for src in workers for dst in workers if src is not dst]
     sources = [w.index for w in workers if w.role in ("prefill", "mixed")]
     targets = [w.index for w in workers if w.role in ("decode", "mixed")]
     return [(src, dst) for src in sources for dst in targets if src != dst]
@@ -42,7 +48,7 @@ def plan_transfer(topology: Topology, workers: Sequence[WorkerPlan], engines: Se
     """Routes of every handover; ``engines``: each worker's."""
     part = topology.kv_transfer
     mode: TransferMode = part.mode or engines[0].profile.transfer_mode  # type: ignore[assignment]
-    compression, pairs = compression_of(topology), handovers(workers)
+    compression, pairs = compression_of(topology), handovers(workers, lending=is_lending(topology))
     model = engines[0].model
     layers = 1 if model is None else model.layers
     if part.explicit:

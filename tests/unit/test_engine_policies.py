@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from simulator.cluster.run import content_columns
+from simulator.cluster.prepare import content_columns
 from simulator.cost.table import affine_cost
 from simulator.engine.engine import Engine, EngineSpec
 from simulator.engine.state import PREFILLED, READ, DeskColumns
