@@ -6,9 +6,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
 
 import simulator
 from simulator.commands.options import RunOptions
@@ -88,6 +89,10 @@ def _step(
     engine: str = "vllm",
     prefill: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
     decode: str | None = None,
+    draft_tokens: Annotated[int, Parameter(validator=Number(gte=0, lte=64))] = 0,
+    expert_placement: Literal["even", "static", "balanced"] | None = None,
+    redundant_experts: Annotated[int | None, Parameter(validator=Number(gte=0, lte=4096))] = None,
+    micro_batches: Literal[1, 2] | None = None,
     json: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
 ) -> int:
     """Print the cost of one step, operator by operator, and what bounds it.
@@ -113,15 +118,26 @@ def _step(
     engine
         engine profile, for the host's share of a step
     prefill
-        prompt tokens computed in the step, NEW or NEW+PAST (tokens computed before); may be repeated
+        prompt tokens computed in the step, NEW or NEW+PAST (tokens computed before), as 2048, 2048+512 or
+        4x2048; may be repeated
     decode
         decoding sequences and their mean context, as 64x1500
+    draft_tokens
+        drafts that each decoding sequence verifies (multi-token prediction)
+    expert_placement
+        where experts sit: even load, in order, or copied and dealt out by load; instead of the engine profile's
+    redundant_experts
+        copies of busy experts, instead of the engine profile's
+    micro_batches
+        2 hides what travels to experts behind the other half's computation; instead of the engine profile's
     json
         write it as JSON to a file, or - for stdout
     """
     from simulator.commands.step import StepRequest, step
 
-    asked = StepRequest(model, gpu, tp, pp, dp, ep, weights, kv_cache, engine, prefill, decode)
+    spread = (expert_placement, redundant_experts, micro_batches)
+    work = (prefill, decode, draft_tokens)
+    asked = StepRequest(model, gpu, tp, pp, dp, ep, weights, kv_cache, engine, *work, *spread)
     return step(asked, json=json)
 
 

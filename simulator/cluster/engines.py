@@ -10,8 +10,9 @@ from simulator.cluster.checks import kv_blocks, pool_part, settings_layers
 from simulator.cluster.memory import Demand, MemorySum, kv_windows, memory_sum, refuse
 from simulator.cluster.profiles import EngineProfile, load_profile
 from simulator.cluster.schema import PoolPart, StepTimePart, Topology
-from simulator.cluster.settings import FROM_MODEL, Family, Value
+from simulator.cluster.settings import FROM_MODEL, FROM_PROFILE, Family, Value
 from simulator.cost.engine_costs import EngineCosts, engine_costs
+from simulator.cost.experts import ExpertParallelism
 from simulator.cost.step import build_step_cost
 from simulator.cost.table import StepCostTable, affine_cost
 from simulator.errors import TopologyError
@@ -233,4 +234,18 @@ def _costs(profile: EngineProfile, settings: Mapping[str, Value]) -> EngineCosts
     costs = engine_costs(profile.name, dict(profile.costs), f"{profile.source}: costs")
     if profile.family.name in _OVERLAP:
         costs = replace(costs, overlap=bool(settings[_OVERLAP[profile.family.name]]))
-    return replace(costs, decode_graph_sizes=()) if settings.get("enforce_eager") else costs
+    if settings.get("enforce_eager"):
+        costs = replace(costs, decode_graph_sizes=())
+    if settings.get("expert_all_to_all", FROM_PROFILE) != FROM_PROFILE:
+        costs = replace(costs, expert_all_to_all=str(settings["expert_all_to_all"]))
+    return replace(costs, experts=_experts(costs.experts, settings))
+
+
+def _experts(profile: ExpertParallelism, settings: Mapping[str, Value]) -> ExpertParallelism:
+    """The profile's spreading of experts, with what the settings change in it."""
+    found = profile
+    if settings.get("expert_placement", FROM_PROFILE) != FROM_PROFILE:
+        found = replace(found, placement=str(settings["expert_placement"]))
+    if int(settings.get("redundant_experts", -1)) >= 0:
+        found = replace(found, redundant=int(settings["redundant_experts"]))
+    return replace(found, micro_batches=int(settings.get("micro_batches", 0)) or found.micro_batches)

@@ -6,71 +6,23 @@ A table is the single place that holds a setting's type, unit, default and meani
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from simulator.cluster.setting import (
+    BLOCK,
+    EXPERTS,
+    FROM_MEMORY,
+    FROM_MODEL,
+    FROM_PROFILE,
+    SPECULATION,
+    STREAM,
+    Setting,
+    Value,
+)
 from simulator.errors import TopologyError, unknown
 
-Value = int | float | bool | str
-
-#: ``max_model_len`` and its like: take the model's own maximum.
-FROM_MODEL = 0
-#: Sizes that are worked out from the memory that is left.
-FROM_MEMORY = 0
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting of one engine family."""
-
-    name: str
-    default: Value
-    unit: str
-    doc: str
-    minimum: float = -math.inf
-    maximum: float = math.inf
-    choices: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()
-    also: tuple[Value, ...] = ()
-    """Values allowed outside the range (as -1 for "none")."""
-
-    @property
-    def kind(self) -> str:
-        """``whole number``, ``number``, ``true or false`` or ``name``."""
-        if isinstance(self.default, bool):
-            return "true or false"
-        if isinstance(self.default, int):
-            return "whole number"
-        return "number" if isinstance(self.default, float) else "name"
-
-    @property
-    def allowed(self) -> str:
-        """What values are allowed, in words."""
-        if self.choices:
-            return "one of " + ", ".join(self.choices)
-        if self.kind in ("true or false", "name"):
-            return self.kind
-        ends = [f"at least {self.minimum:g}"] if self.minimum > -math.inf else []
-        ends += [f"at most {self.maximum:g}"] if self.maximum < math.inf else []
-        text = f"a {self.kind} {' and '.join(ends)}".rstrip()
-        return text + "".join(f", or {value}" for value in self.also)
-
-    def checked(self, value: object, place: str) -> Value:
-        """``value`` in this setting's type, or a TopologyError that says what is allowed."""
-        if isinstance(self.default, float) and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        right_type = isinstance(value, type(self.default)) and isinstance(value, bool) == isinstance(self.default, bool)
-        if right_type and self._in_range(value):  # type: ignore[arg-type]
-            return value  # type: ignore[return-value]
-        raise TopologyError(f"{place}: {value!r} is not allowed; {self.name} is {self.allowed}")
-
-    def _in_range(self, value: Value) -> bool:
-        if value in self.also:
-            return True
-        if self.choices:
-            return value in self.choices
-        return isinstance(value, (bool, str)) or self.minimum <= value <= self.maximum
+__all__ = ["FAMILIES", "FROM_MEMORY", "FROM_MODEL", "FROM_PROFILE", "Family", "Setting", "Value", "markdown_table"]
 
 
 @dataclass(frozen=True)
@@ -113,41 +65,12 @@ class Family:
         return resolved
 
 
-_STREAM = Setting(
-    "stream_interval", 1, "tokens", "tokens gathered before they are sent to the client; the first is sent at once", 1
-)
-_SPECULATION = (
-    Setting(
-        "num_speculative_tokens",
-        0,
-        "tokens",
-        "draft tokens that a decode step verifies for each sequence; 0 turns speculative decoding off",
-        0,
-        64,
-        aliases=("max_draft_len",),
-    ),
-    Setting("speculative_acceptance", 0.7, "probability", "that the first draft token is right", 0.0, 1.0),
-    Setting(
-        "speculative_acceptance_decay",
-        1.0,
-        "factor",
-        "by which the chance to be right falls with each further draft token, if those before it were",
-        0.0,
-        1.0,
-    ),
-    Setting(
-        "speculative_draft_cost", 0.0, "share of a decode step", "time to make one draft token for all sequences", 0.0
-    ),
-    Setting("speculative_seed", 0, "", "seed of which drafts are right", 0),
-)
-_BLOCK = Setting("block_size", 16, "tokens", "tokens of one KV block", 1)
-
 VLLM = Family(
     "vllm",
     (
         Setting("max_num_seqs", 256, "sequences", "sequences that may run at once", 1),
         Setting("max_num_batched_tokens", 8192, "tokens", "new tokens of one step, decodes included", 1),
-        _BLOCK,
+        BLOCK,
         Setting(
             "prefix_caching",
             True,
@@ -169,8 +92,9 @@ VLLM = Family(
             0,
             aliases=("num_blocks",),
         ),
-        _STREAM,
-        *_SPECULATION,
+        STREAM,
+        *SPECULATION,
+        *EXPERTS,
     ),
     step_tokens="max_num_batched_tokens",
     sequences="max_num_seqs",
@@ -238,7 +162,8 @@ SGLANG = Family(
             0,
             aliases=("max_total_num_tokens",),
         ),
-        _STREAM,
+        STREAM,
+        *EXPERTS,
     ),
     step_tokens="chunked_prefill_size",
     sequences="max_running_requests",
@@ -287,7 +212,8 @@ TENSORRT_LLM = Family(
             "",
             "send the first token at once, not with its group (measured runs show it waiting)",
         ),
-        *_SPECULATION,
+        *SPECULATION,
+        *EXPERTS,
     ),
     step_tokens="max_num_tokens",
     sequences="max_batch_size",
@@ -312,12 +238,12 @@ DISTSERVE = Family(
             0.0,
             1.0,
         ),
-        _BLOCK,
+        BLOCK,
         Setting(
             "max_model_len", FROM_MODEL, "tokens", "longest prompt plus output; 0 takes the model's own maximum", 0
         ),
         Setting("gpu_memory_utilization", 0.95, "share of GPU memory", "what the engine may use in all", 0.01, 1.0),
-        _STREAM,
+        STREAM,
     ),
     step_tokens="max_tokens_per_batch",
     sequences="max_decode_batch_size",
@@ -332,12 +258,12 @@ SPLITWISE = Family(
         Setting("max_prompt_tokens", 2048, "tokens", "prompt tokens of one prompt batch", 1),
         Setting("max_batch_size", 256, "requests", "sequences that may decode at once", 1),
         Setting("max_preemptions", 4, "times", "how often a mixed machine may pass over a decoding batch", 0),
-        _BLOCK,
+        BLOCK,
         Setting(
             "max_model_len", FROM_MODEL, "tokens", "longest prompt plus output; 0 takes the model's own maximum", 0
         ),
         Setting("gpu_memory_utilization", 0.9, "share of GPU memory", "what the engine may use in all", 0.01, 1.0),
-        _STREAM,
+        STREAM,
     ),
     step_tokens="max_prompt_tokens",
     sequences="max_batch_size",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from simulator.commands.describe import write_facts
 from simulator.commands.options import json_target
-from simulator.cost.engine_costs import load_engine_costs
+from simulator.cost.engine_costs import EngineCosts, load_engine_costs
 from simulator.cost.step import OperatorCost, explain_step
 from simulator.errors import InputError
 from simulator.hardware.profiles import load_gpu
@@ -18,7 +19,7 @@ from simulator.models.catalogue import load_model
 from simulator.models.precision import Parallel, Precision
 from simulator.report.terminal import plain_table, show_table
 
-_CHUNK = re.compile(r"(\d+)(?:\+(\d+))?")
+_CHUNK = re.compile(r"(?:(\d+)x)?(\d+)(?:\+(\d+))?")
 _DECODE = re.compile(r"(\d+)x(\d+)")
 
 
@@ -37,12 +38,16 @@ class StepRequest:
     engine: str = "vllm"
     prefill: tuple[str, ...] = ()
     decode: str | None = None
+    draft_tokens: int = 0
+    expert_placement: str | None = None
+    redundant_experts: int | None = None
+    micro_batches: int | None = None
 
 
 def step(asked: StepRequest, *, json: str | None = None) -> int:
     """Print the operator table, or write it as JSON. Raises InputError."""
     target = json_target(json)
-    chunks = [_chunk(part) for text in asked.prefill for part in text.split(",")]
+    chunks = [chunk for text in asked.prefill for part in text.split(",") for chunk in _chunks(part)]
     seqs, mean_context = _decoding(asked.decode)
     if not chunks and not seqs:
         raise InputError("--prefill and --decode are both missing; a step computes at least one of them")
@@ -55,9 +60,10 @@ def step(asked: StepRequest, *, json: str | None = None) -> int:
         gpu,
         precision,
         parallel,
-        load_engine_costs(asked.engine),
+        _costs(asked),
         prefill=chunks,
         decode=(seqs, float(seqs * mean_context)),
+        queries=1 + asked.draft_tokens,
     )
     if target is None:
         _print(lines, _heading(asked, f"{model.name} on {gpu.name}", chunks, (seqs, mean_context)))
@@ -67,12 +73,22 @@ def step(asked: StepRequest, *, json: str | None = None) -> int:
     return 0
 
 
-def _chunk(text: str) -> tuple[int, int]:
-    """``2048`` or ``2048+512``: new tokens, and tokens computed before."""
+def _costs(asked: StepRequest) -> EngineCosts:
+    """The engine profile's costs, with its spreading of experts as asked for."""
+    costs = load_engine_costs(asked.engine)
+    wanted = {"placement": asked.expert_placement, "redundant": asked.redundant_experts}
+    changes = {key: value for key, value in wanted.items() if value is not None}
+    if asked.micro_batches is not None:
+        changes["micro_batches"] = asked.micro_batches
+    return replace(costs, experts=replace(costs.experts, **changes))  # type: ignore[arg-type]
+
+
+def _chunks(text: str) -> list[tuple[int, int]]:
+    """``2048``, ``2048+512`` or ``4x2048+512``: new tokens, and tokens computed before, of each of four prompts."""
     found = _CHUNK.fullmatch(text.strip())
-    if found is None or int(found[1]) < 1:
-        raise InputError(f"--prefill: '{text}' is not NEW or NEW+PAST; write tokens, as 2048 or 2048+512")
-    return int(found[1]), int(found[2] or 0)
+    if found is None or int(found[2]) < 1 or found[1] == "0":
+        raise InputError(f"--prefill: '{text}' is not NEW or NEW+PAST; write tokens, as 2048, 2048+512 or 4x2048")
+    return [(int(found[2]), int(found[3] or 0))] * int(found[1] or 1)
 
 
 def _decoding(text: str | None) -> tuple[int, int]:
@@ -87,9 +103,13 @@ def _decoding(text: str | None) -> tuple[int, int]:
 
 def _heading(asked: StepRequest, names: str, chunks: list[tuple[int, int]], decode: tuple[int, int]) -> str:
     degrees = [f"{name} {getattr(asked, name)}" for name in ("tp", "pp", "dp", "ep") if getattr(asked, name) > 1]
-    work = [f"{count(new)} prompt tokens" + (f" after {count(past)}" if past else "") for new, past in chunks]
+    work = []
+    for (new, past), times in Counter(chunks).items():
+        each = f"{count(new)} prompt tokens" + (f" after {count(past)}" if past else "")
+        work.append(f"{count(times)} x {each}" if times > 1 else each)
     if decode[0]:
-        work.append(f"{count(decode[0])} decoding over {count(decode[1])} tokens each")
+        drafts = f", {asked.draft_tokens} drafts" if asked.draft_tokens else ""
+        work.append(f"{count(decode[0])} decoding over {count(decode[1])} tokens each{drafts}")
     place = ", ".join([names, *degrees, f"weights {asked.weights}", f"engine {asked.engine}"])
     return f"One step of {place}: {', '.join(work)}"
 

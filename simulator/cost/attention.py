@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -104,13 +104,15 @@ class Attention:
             return (shape.heads,)
         return (shape.heads, shape.kv_heads, shape.qk_dim)
 
-    def decode(self, seqs: ArrayLike, context: ArrayLike, window: int) -> Time:
-        """One layer's decode attention: ``seqs`` sequences, each with ``context`` tokens computed before."""
+    def decode(self, seqs: ArrayLike, context: ArrayLike, window: int, queries: int = 1) -> Time:
+        """One layer's decode attention: ``seqs`` sequences, each with ``context`` tokens computed before. Their
+        ``queries`` tokens (drafts included) read the cache once."""
         n = at_least_one(np.ceil(np.asarray(seqs, dtype=np.float64) / self.parallel.dp))
         kv = np.asarray(context, dtype=np.float64) + 1.0
         kv = np.minimum(kv, window) if window else kv
         shape, kernel = self.decode_shape, self.decode_kernel
-        found = decode_attention_time(self.gpu, kernel.parameters, shape, (n, kv), warm=False)
+        asked = replace(shape, heads=shape.heads * queries)
+        found = decode_attention_time(self.gpu, kernel.parameters, asked, (n, kv), warm=False)
         return kernel.apply(found, self._key(shape), n * shape.kv_heads, kv)
 
     def chunk(self, new: ArrayLike, past: ArrayLike, window: int) -> Time:
@@ -148,9 +150,9 @@ class Attention:
         """Fixed seconds of the prefill attention kernels of one step, all layers."""
         return self.prefill_kernel.parameters["t0_s"] * self.model.layers
 
-    def decode_seconds(self, seqs: ArrayLike, context: ArrayLike) -> Floats:
+    def decode_seconds(self, seqs: ArrayLike, context: ArrayLike, queries: int = 1) -> Floats:
         """All layers' decode attention; nothing for no sequence."""
-        total: Floats = sum((self.decode(seqs, context, w).seconds * n for w, n in self.layers), np.zeros(1))
+        total: Floats = sum((self.decode(seqs, context, w, queries).seconds * n for w, n in self.layers), np.zeros(1))
         return np.where(np.asarray(seqs) > 0, total, 0.0)
 
     def chunk_seconds(self, new: ArrayLike, past: ArrayLike) -> Floats:

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from simulator.cost.kernels import Kernel, Kernels
 from simulator.cost.roofline import Floats, Time, collective_time
 from simulator.hardware.gpu import Gpu
+from simulator.models.model import Moe
 
 #: Bytes that cross one GPU's link, as a multiple of ``(n - 1) / n`` of the message (ring algorithms).
 RING = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "alltoall": 1.0}
@@ -81,36 +82,31 @@ def point_to_point_time(gpu: Gpu, kernel: Kernel, message: ArrayLike, *, same_no
 
 @dataclass(frozen=True)
 class ExpertExchange:
-    """Dispatch of tokens to experts on other GPUs and the way back, DeepEP style."""
+    """Tokens to experts on the other GPUs of an NVLink domain (``way``: dispatch, in one byte a number) or back
+    (combine, in two), as the tables have it."""
 
     gpu: Gpu
     ranks: int
     hidden: int
-    top_k: int
-    experts: int
-    dispatch: Kernel
-    combine: Kernel
+    moe: Moe
+    kernel: Kernel
+    way: str
 
     def time(self, tokens: ArrayLike) -> Time:
         """Seconds for ``tokens`` on each GPU. A token goes once to each GPU that holds one of its experts."""
         t = np.asarray(tokens, dtype=np.float64)
         n = float(self.ranks)
-        reached = (n - 1) * (1.0 - (1.0 - 1.0 / n) ** self.top_k)
-        bandwidth = link_bandwidth(self.gpu) if self._one_domain else self.gpu.nic_bandwidth_bytes_per_s
-        parts = []
-        for kernel, number_bytes in ((self.dispatch, 1.0), (self.combine, 2.0)):
-            message = t * self.hidden * number_bytes
-            part = collective_time(bandwidth, kernel.parameters, self.ranks, message, reached)
-            parts.append(kernel.apply(part, (float(self.hidden), float(self.top_k), float(self.experts)), t))
-        return Time(*(getattr(parts[0], f) + getattr(parts[1], f) for f in Time.__dataclass_fields__))
+        reached = (n - 1) * (1.0 - (1.0 - 1.0 / n) ** self.moe.top_k)
+        message = t * self.hidden * (1.0 if self.way == "dispatch" else 2.0)
+        found = collective_time(link_bandwidth(self.gpu), self.kernel.parameters, self.ranks, message, reached)
+        return self.kernel.apply(found, self._shape, t)
 
     @property
-    def _one_domain(self) -> bool:
-        return self.ranks <= self.gpu.nvlink_domain_gpus
+    def _shape(self) -> tuple[float, ...]:
+        return float(self.hidden), float(self.moe.top_k), float(self.moe.experts)
 
     def origin(self) -> str:
-        shape = (float(self.hidden), float(self.top_k), float(self.experts))
-        return self.dispatch.origin(shape) if self._one_domain else f"derived: {self.dispatch.name} over the NICs"
+        return self.kernel.origin(self._shape)
 
 
 def message_bytes(tokens: ArrayLike, hidden: int) -> Floats:

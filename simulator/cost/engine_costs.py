@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from simulator.cost.experts import ExpertParallelism
 from simulator.errors import TopologyError, unknown
 from simulator.resources import shipped
 from simulator.schema import Schema, check, read_yaml
 
 FOLDER = "hardware_profiles/engines"
+
+
+class ExpertsFile(Schema):
+    """The ``experts`` mapping of an engine profile's costs."""
+
+    grouped: bool = False
+    micro_batches: int = Field(ge=1, le=2, default=1)
+    redundant: int = Field(ge=0, le=4096, default=0)
+    placement: Literal["even", "static", "balanced"] = "even"
+    skew: float = Field(ge=0, le=4, default=0.0)
+    drift: float = Field(ge=0, le=4, default=0.0)
 
 
 class CostsFile(Schema):
@@ -41,6 +53,7 @@ class CostsFile(Schema):
     expert_all_to_all: Literal["all_gather", "deepep"] = "all_gather"
     routing: Literal["balanced", "skewed"] = "balanced"
     decode_routing: Literal["independent", "identical"] = "independent"
+    experts: ExpertsFile = ExpertsFile()
     sources: dict[str, str]
 
 
@@ -62,7 +75,8 @@ class EngineCosts:
     ``fused_norm_all_reduce``: the norm after an all-reduce is part of it. ``all_reduce``: whose all-reduce it runs
     (rows of the collective tables). ``expert_all_to_all``: all_gather, deepep. ``routing``: balanced or skewed (power
     law 1.2), rows of the expert tables. ``decode_routing``: identical where all decoding sequences choose the same
-    experts, as they do when random weights make them repeat one token.
+    experts, as they do when random weights make them repeat one token. ``experts``: how routed experts are spread over
+    many GPUs.
     """
 
     name: str
@@ -88,6 +102,7 @@ class EngineCosts:
     expert_all_to_all: str
     routing: str
     decode_routing: str
+    experts: ExpertParallelism = field(default_factory=ExpertParallelism)
 
 
 def list_engines() -> list[str]:
@@ -139,4 +154,5 @@ def engine_costs(name: str, data: Mapping[str, Any], place: str) -> EngineCosts:
             raise TopologyError(unknown(f"{place}.sources", "key", key, stated))
     values: dict[str, Any] = {f.name: getattr(parsed, f.name) for f in fields(EngineCosts) if hasattr(parsed, f.name)}
     values["decode_graph_sizes"] = tuple(sorted(parsed.decode_graph_sizes))
+    values["experts"] = ExpertParallelism(**parsed.experts.model_dump())
     return EngineCosts(name=name, **values)

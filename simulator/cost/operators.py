@@ -10,7 +10,9 @@ import numpy as np
 
 from simulator.cost import collectives
 from simulator.cost.attention import Attention
+from simulator.cost.deepep import WAYS, ExpertExchange
 from simulator.cost.engine_costs import EngineCosts
+from simulator.cost.experts import grouped_experts_time
 from simulator.cost.kernels import Kernel, Kernels, at_least_one, gemm_format, kernels_of, nearest_formats
 from simulator.cost.roofline import Floats, GemmFormat, MoeShape, Time, active_experts, gemm_time, moe_time, stream_time
 from simulator.hardware.gpu import Gpu
@@ -27,12 +29,14 @@ SAMPLING_BYTES = 2.0 + 2.0 + 4.0 + 4.0
 @dataclass(frozen=True)
 class Operator:
     """One kernel of a step. ``time`` maps counts of tokens (or sequences) in the whole engine to one launch's time on
-    one GPU; it runs ``launches`` times a step."""
+    one GPU; it runs ``launches`` times a step. ``busy``: of an exchange that another micro-batch may hide, the seconds
+    of computation one launch still costs; None for everything else."""
 
     name: str
     launches: float
     time: Callable[[Floats], Time]
     origin: str
+    busy: Callable[[Floats], Floats] | None = None
 
     def total(self, counts: Floats) -> Time:
         """All launches of a step; nothing for a count of zero."""
@@ -182,8 +186,13 @@ class Step:
         yield self.stream("top-k of the router", layers, 2 * moe.experts * 4.0)
         if moe.shared_width:
             yield from self._mlp("shared experts", layers, moe.shared_width)
-        yield self._experts(layers)
-        if self.parallel.dp > 1:
+        if self.deepep and self.costs.experts.grouped:
+            yield self._grouped_experts(layers)
+        else:
+            yield self._experts(layers)
+        if self.deepep:
+            yield from self._deepep(layers, low_latency=False)
+        elif self.parallel.dp > 1:
             yield from self._exchange(layers)
 
     def moe_shape(self) -> MoeShape:
@@ -226,15 +235,74 @@ class Step:
             origin = f"derived: {kernel.name} with {self.precision.weights} weights widened in registers"
         return Operator("experts", layers, time, origin)
 
-    def _exchange(self, layers: int) -> Iterator[Operator]:
-        """Tokens of all attention ranks to the experts and back."""
-        m, moe, ranks = self.model, self.model.moe, self.parallel.expert_gpus
+    @property
+    def deepep(self) -> bool:
+        """Whether tokens travel to their experts, each to those it chose alone."""
+        spread = self.parallel.dp > 1 and self.parallel.ep > 1
+        return spread and self.costs.expert_all_to_all == "deepep" and self.model.moe_layers > 0
+
+    def expert_rows(self, tokens: Floats) -> Floats:
+        """Rows that a GPU's experts compute for ``tokens`` of the whole engine, on average."""
+        moe = self.model.moe
         assert moe is not None
-        if self.costs.expert_all_to_all == "deepep" and self.parallel.ep > 1:
-            both = [self.kernels.find(f"expert_{way}", "deepep", "any") for way in ("dispatch", "combine")]
-            found = collectives.ExpertExchange(self.gpu, ranks, m.hidden, moe.top_k, moe.experts, both[0], both[1])
-            yield Operator("expert all-to-all", layers, lambda t: found.time(self.local(t)), found.origin())
-            return
+        result: Floats = np.asarray(tokens, dtype=np.float64) * moe.top_k / self.parallel.expert_gpus
+        return result
+
+    def expert_load(self, tokens: Floats) -> Floats:
+        """Rows of the busiest GPU over the mean."""
+        moe = self.model.moe
+        assert moe is not None
+        return self.costs.experts.load(moe.experts, self.parallel.expert_gpus, self.expert_rows(tokens))
+
+    def _grouped_experts(self, layers: int) -> Operator:
+        """Experts of the busiest GPU, by grouped GEMMs over the rows that were sent to it."""
+        _, form = gemm_format(self.gpu, self.precision.weights, self.precision.gemm_arithmetic, experts=True)
+        kernel, shape = self.kernels.find("grouped_experts", "any", "any"), self.moe_shape()
+        slots = (shape.experts + self.costs.experts.redundant) / self.parallel.expert_gpus
+
+        def time(tokens: Floats) -> Time:
+            rows = self.expert_rows(tokens) * self.expert_load(tokens)
+            active = active_experts(shape, tokens) / shape.local_experts * slots
+            return grouped_experts_time(self.gpu, kernel.parameters, form, shape, (rows, active))
+
+        return Operator("experts", layers, time, kernel.origin())
+
+    def _deepep(self, layers: int, *, low_latency: bool) -> Iterator[Operator]:
+        """Dispatch and combine. Inside one NVLink domain the measured table, where this GPU has one."""
+        moe, ranks = self.model.moe, self.parallel.expert_gpus
+        assert moe is not None
+        kernel = self.kernels.find("deepep_low_latency" if low_latency else "deepep_normal", "any", "any")
+        for way in WAYS:
+            found = ExpertExchange(self.gpu, ranks, self.model.hidden, moe, kernel, way, low_latency)
+            table = self.kernels.find(f"expert_{way}", "deepep", "any")
+            if found.nodes == 1 and not table.derived:
+                yield self._measured_exchange(layers, found, table)
+                continue
+
+            def time(tokens: Floats, found: ExpertExchange = found) -> Time:
+                return found.time(self.local(tokens), self.expert_load(tokens))
+
+            def busy(tokens: Floats, found: ExpertExchange = found) -> Floats:
+                return found.busy_seconds(self.local(tokens), self.expert_load(tokens))
+
+            yield Operator(f"expert {way}", layers, time, found.origin(), busy)
+
+    def _measured_exchange(self, layers: int, found: ExpertExchange, table: Kernel) -> Operator:
+        measured = collectives.ExpertExchange(self.gpu, found.ranks, self.model.hidden, found.moe, table, found.way)
+        lost = self.kernels.find("deepep_normal", "any", "any").parameters["interference"]
+
+        def time(tokens: Floats) -> Time:
+            return measured.time(self.local(tokens) * self.expert_load(tokens))
+
+        def busy(tokens: Floats) -> Floats:
+            result: Floats = time(tokens).seconds * lost
+            return result
+
+        return Operator(f"expert {found.way}", layers, time, measured.origin(), busy)
+
+    def _exchange(self, layers: int) -> Iterator[Operator]:
+        """Tokens of all attention ranks to all experts and back."""
+        m, ranks = self.model, self.parallel.expert_gpus
         for kind, name in (("all_gather", "all-gather to experts"), ("reduce_scatter", "reduce-scatter from experts")):
             way = collectives.nccl(self.kernels, kind, ranks)
 
@@ -257,7 +325,11 @@ class Step:
 
     @cached_property
     def decode_token_operators(self) -> tuple[Operator, ...]:
-        """``token_operators`` of a step without prefill: only the experts may differ, see ``decode_routing``."""
+        """``token_operators`` of a step without prefill: the experts may differ, see ``decode_routing``, and tokens
+        travel to them by low-latency kernels."""
+        if self.deepep:
+            fast = {op.name: op for op in self._deepep(self.model.moe_layers, low_latency=True)}
+            return tuple(fast.get(op.name, op) for op in self.token_operators)
         if self.costs.decode_routing != "identical" or not self.model.moe_layers:
             return self.token_operators
         experts = self._experts(self.model.moe_layers, identical=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,8 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from simulator.cost.engine_costs import EngineCosts
+from simulator.cost.kernels import at_least_one
 from simulator.cost.operators import Operator, Step
-from simulator.cost.roofline import Floats
+from simulator.cost.roofline import Floats, Time
 from simulator.cost.table import StepCostTable
 from simulator.hardware.gpu import Gpu
 from simulator.models.model import Model
@@ -75,17 +77,35 @@ def _hosts(step: Step, seqs: Floats, *, mixed: bool) -> HostTime:
     return HostTime(floor, add + (costs.mixed_gap_s if mixed else 0.0))
 
 
-def _decode_gpu(step: Step, seqs: Floats) -> Floats:
-    """GPU seconds of a pure decode step without attention over the cache."""
+def _shared(step: Step, operators: Sequence[Operator], counts: Floats) -> tuple[Floats, Floats]:
+    """GPU seconds of ``operators``, and those of exchanges that run beside them: with two micro-batches one computes
+    while the other is on its way, and a step takes the longer of the two."""
+    parts = step.costs.experts.micro_batches
+    if parts == 1 or not step.deepep:
+        return _sum(operators, counts), np.zeros(np.shape(counts))
+    part = np.ceil(step.local(counts) / parts) * step.parallel.dp
+    exchanges = [op for op in operators if op.busy is not None]
+    work = parts * _sum([op for op in operators if op.busy is None], part)
+    for op in exchanges:
+        assert op.busy is not None
+        work = work + np.where(counts > 0, parts * op.launches * op.busy(at_least_one(part)), 0.0)
+    return work, parts * _sum(exchanges, part)
+
+
+def _decode_gpu(step: Step, seqs: Floats) -> tuple[Floats, Floats]:
+    """GPU seconds of a pure decode step without attention over the cache, and a floor under both together."""
     padded = padded_batch(np.ceil(seqs / step.parallel.dp), step.costs.decode_graph_sizes) * step.parallel.dp
     padded = np.where(seqs > 0, padded, 0.0)
-    return _sum(step.decode_token_operators, padded) + _sum(step.sequence_operators, seqs)
+    work, beside = _shared(step, step.decode_token_operators, padded)
+    return work + _sum(step.sequence_operators, seqs), beside
 
 
 def _mixed_gpu(step: Step, tokens: Floats) -> Floats:
     """Seconds of a step with prefill tokens, without attention over the cache, head and sampling: on the GPU, or for
-    the host to launch them if that takes longer."""
-    total = _sum(step.token_operators, tokens) + step.attention.chunk_launch_s()
+    the host to launch them if that takes longer. What other micro-batches send is hidden by computation, but not by
+    attention over the cache, which is not known here."""
+    work, beside = _shared(step, step.token_operators, tokens)
+    total = np.maximum(work, beside) + step.attention.chunk_launch_s()
     return np.where(tokens > 0, np.maximum(total, _eager_launch(step, tokens)), 0.0)
 
 
@@ -94,12 +114,16 @@ def _eager_launch(step: Step, tokens: Floats) -> Floats:
     return np.where(step.local(tokens) > step.costs.mixed_graph_tokens, step.eager_launch_s(), 0.0)
 
 
-def decode_step_seconds(step: Step, seqs: int, context: float) -> float:
-    """Direct evaluation of a pure decode step: ``context`` is the sum over sequences. What the table must match."""
+def decode_step_seconds(step: Step, seqs: int, context: float, queries: int = 1) -> float:
+    """Direct evaluation of a pure decode step: ``context`` is the sum over sequences. What the table must match.
+
+    ``queries``: tokens a sequence computes, drafts included.
+    """
     n = np.array([float(seqs)])
-    gpu = _decode_gpu(step, n) + step.attention.decode_seconds(n, context / max(seqs, 1))
+    work, beside = _decode_gpu(step, n * queries)
+    gpu = work + step.attention.decode_seconds(n, context / max(seqs, 1), queries)
     host = _hosts(step, n, mixed=False)
-    return float((np.maximum(gpu, host.floor_s) + host.add_s)[0])
+    return float((np.maximum(np.maximum(gpu, beside), host.floor_s) + host.add_s)[0])
 
 
 def mixed_step_seconds(step: Step, chunks: Sequence[tuple[int, int]], seqs: int = 0, context: float = 0.0) -> float:
@@ -185,11 +209,12 @@ def _build(key: _Key) -> StepCostTable:
     seqs = np.arange(key.max_seqs + 1, dtype=np.float64)
     contexts = _context_knots(step, key.max_context)
     new, past = _spaced(8.0, key.max_tokens, CHUNK_RATIO), _past_knots(step, key.max_context)
+    decode_s, beside_s = _decode_gpu(step, seqs)
     decode_host, mixed_host = _hosts(step, seqs, mixed=False), _hosts(step, seqs, mixed=True)
     return StepCostTable(
         affine=False,
-        decode_s=_decode_gpu(step, seqs),
-        decode_floor_s=decode_host.floor_s,
+        decode_s=decode_s,
+        decode_floor_s=np.maximum(decode_host.floor_s, beside_s),
         decode_add_s=decode_host.add_s,
         mixed_s=_at_all_counts(lambda tokens: _mixed_gpu(step, tokens), key.max_tokens + key.max_seqs),
         mixed_floor_s=mixed_host.floor_s,
@@ -202,11 +227,12 @@ def _build(key: _Key) -> StepCostTable:
     )
 
 
-def _line(operator: Operator, count: float) -> OperatorCost:
-    time = operator.total(np.array([count]))
+def _line(operator: Operator, count: float, parts: int = 1) -> OperatorCost:
+    """All launches of an operator; ``count``: tokens of one of ``parts`` micro-batches."""
+    time = operator.total(np.array([count])).times(parts)
     return OperatorCost(
         operator.name,
-        operator.launches,
+        operator.launches * parts,
         float(time.seconds[0]),
         time.bound_by(),
         float(time.flops[0]),
@@ -215,17 +241,20 @@ def _line(operator: Operator, count: float) -> OperatorCost:
     )
 
 
-def _attention_lines(step: Step, chunks: Sequence[tuple[int, int]], seqs: int, context: float) -> list[OperatorCost]:
+def _attention_lines(
+    step: Step, chunks: Sequence[tuple[int, int]], decode: tuple[int, float, int]
+) -> list[OperatorCost]:
     attention, lines = step.attention, []
+    seqs, context, queries = decode
     for window, layers in attention.layers:
         label = f" (window {window})" if window else ""
-        for new, past in chunks:
-            time = attention.chunk(np.array([float(new)]), np.array([float(past)]), window).times(layers)
+        for (new, past), times in Counter(chunks).items():
+            time = attention.chunk(np.array([float(new)]), np.array([float(past)]), window).times(layers * times)
             kernel = attention.prefill_kernel
             origin = f"derived from the prompt without a past: {kernel.name}" if past else kernel.origin()
             lines.append(_attention_line(f"prefill attention{label}", layers, time, origin))
         if seqs:
-            time = attention.decode(np.array([float(seqs)]), context / seqs, window).times(layers)
+            time = attention.decode(np.array([float(seqs)]), context / seqs, window, queries).times(layers)
             lines.append(_attention_line(f"decode attention{label}", layers, time, attention.decode_kernel.origin()))
     return lines
 
@@ -242,12 +271,25 @@ def _launch_lines(step: Step, tokens: float, gpu_s: float) -> list[OperatorCost]
     return lines
 
 
-def _attention_line(name: str, layers: int, time: object, origin: str) -> OperatorCost:
-    from simulator.cost.roofline import Time
-
-    assert isinstance(time, Time)
+def _attention_line(name: str, layers: int, time: Time, origin: str) -> OperatorCost:
     values = [float(np.ravel(x)[0]) for x in (time.seconds, time.flops, time.bytes)]
     return OperatorCost(name, layers, values[0], time.bound_by(), values[1], values[2], origin)
+
+
+def _operator_lines(step: Step, operators: Sequence[Operator], tokens: float, more_s: float) -> list[OperatorCost]:
+    """Operators of all tokens; with micro-batches, also what hides of their exchanges. ``more_s``: computation beside
+    ``operators`` that helps to hide them."""
+    parts = step.costs.experts.micro_batches if step.deepep else 1
+    count = np.array([tokens])
+    part = float((np.ceil(step.local(count) / parts) * step.parallel.dp)[0]) if parts > 1 else tokens
+    lines = [_line(op, part, parts) for op in operators]
+    if parts == 1:
+        return lines
+    work, beside = _shared(step, operators, count)
+    whole_s = max(float(work[0]) + more_s, float(beside[0])) - more_s
+    hidden_s = whole_s - sum(line.seconds for line in lines)
+    origin = "exchanges run beside the other micro-batch; what they cost its computation is not hidden"
+    return [*lines, OperatorCost("hidden by the other micro-batch", 1, hidden_s, "overlap", 0.0, 0.0, origin)]
 
 
 def explain_step(
@@ -259,25 +301,30 @@ def explain_step(
     *,
     prefill: Sequence[tuple[int, int]] = (),
     decode: tuple[int, float] = (0, 0.0),
+    queries: int = 1,
 ) -> list[OperatorCost]:
-    """A step's cost, operator by operator: ``prefill`` chunks (new, past), ``decode`` (sequences, summed context).
+    """A step's cost, operator by operator: ``prefill`` chunks (new, past), ``decode`` (sequences, summed context), each
+    sequence computing ``queries`` tokens in a step without prefill.
 
     The seconds of all lines, host time included, add up to the step's.
     """
     step = Step(model, gpu, precision, parallel, engine_costs)
     seqs, context = decode
     mixed = bool(prefill)
+    queries = 1 if mixed else queries
     count = np.array([float(seqs + len(prefill))])
     tokens = float(seqs + sum(new for new, _ in prefill))
     if not mixed:
-        per_rank = padded_batch(np.ceil(seqs / parallel.dp), engine_costs.decode_graph_sizes)
+        per_rank = padded_batch(np.ceil(seqs * queries / parallel.dp), engine_costs.decode_graph_sizes)
         tokens = float(per_rank) * parallel.dp
+    attention = _attention_lines(step, prefill, (seqs, context, queries))
+    head = [_line(op, float(count[0]) * queries) for op in step.sequence_operators]
     operators = step.token_operators if mixed else step.decode_token_operators
-    lines = [_line(op, tokens) for op in operators]
-    lines += _attention_lines(step, prefill, seqs, context)
-    head = [_line(op, float(count[0])) for op in step.sequence_operators]
+    beside_s = 0.0 if mixed else sum(line.seconds for line in attention + head)
+    lines = _operator_lines(step, operators, tokens, beside_s)
     if mixed:
-        lines += _launch_lines(step, tokens, sum(line.seconds for line in lines[: len(operators)]))
+        attention += _launch_lines(step, tokens, sum(line.seconds for line in lines))
+    lines += attention
     gpu_s = sum(line.seconds for line in (lines if mixed else lines + head))
     host = _hosts(step, count, mixed=mixed)
     waits = [("waiting for the host", max(float(host.floor_s[0]) - gpu_s, 0.0)), ("gap", float(host.add_s[0]))]

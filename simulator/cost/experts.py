@@ -1,0 +1,119 @@
+"""Expert parallelism of many GPUs: how unevenly experts load them, and experts computed by grouped GEMMs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from simulator.cost.roofline import Floats, GemmFormat, MoeShape, Time, p_norm
+from simulator.hardware.gpu import Gpu
+
+Whole = NDArray[np.int64]
+
+#: Placements of experts that an imbalance is averaged over: as many as DeepSeek-V3 has layers with experts.
+LAYERS = 58
+BF16 = 2.0
+
+
+@dataclass(frozen=True)
+class ExpertParallelism:
+    """How an engine spreads routed experts over its GPUs.
+
+    ``grouped``: experts are computed by grouped GEMMs (DeepGEMM) on rows that were sent to their GPU; otherwise by the
+    fused kernels of the measured tables. ``micro_batches``: 2 where one half of a batch computes while the other is
+    under way to or from its experts. ``redundant``: copies of busy experts, on slots of their own. ``placement``: even
+    (every GPU gets the same rows), static (experts in order), balanced (busy experts are copied, and experts dealt out
+    by load). ``skew``: standard deviation of the logarithm of an expert's load; 0 if all are chosen alike. ``drift``:
+    the same, of an expert's load in one batch about the load its placement was made for.
+    """
+
+    grouped: bool = False
+    micro_batches: int = 1
+    redundant: int = 0
+    placement: str = "even"
+    skew: float = 0.0
+    drift: float = 0.0
+
+    def load(self, experts: int, gpus: int, rows: ArrayLike) -> Floats:
+        """Rows of the busiest GPU over the mean: what experts' popularity does, and chance among few ``rows`` a GPU.
+
+        The largest of ``gpus`` sums of ``rows`` draws lies ``sqrt(2 ln(gpus) / rows)`` above the mean.
+        """
+        n = np.maximum(np.asarray(rows, dtype=np.float64), 1.0)
+        if self.placement == "even" or gpus == 1:
+            return np.ones(n.shape)
+        chance = 1.0 + np.sqrt(2.0 * np.log(gpus) / n)
+        balanced = self.placement == "balanced"
+        found: Floats = imbalance(self, experts, gpus) * chance if balanced or self.skew else chance
+        return found
+
+
+@lru_cache(maxsize=256)
+def imbalance(spread: ExpertParallelism, experts: int, gpus: int) -> float:
+    """Load of the busiest GPU over the mean, averaged over layers that draw experts' places and drift anew.
+
+    Loads are lognormal. A balanced placement follows EPLB (https://github.com/deepseek-ai/EPLB): each further slot goes
+    to the expert with the most load a copy, then copies are dealt out, the heaviest first, to the GPU with the least
+    load that has a slot left.
+    """
+    normal = NormalDist()
+    load = np.exp(spread.skew * np.array([normal.inv_cdf((i + 0.5) / experts) for i in range(experts)]))
+    draw = np.random.default_rng(0)
+    balanced = _dealt_out(load, gpus, spread.redundant) if spread.placement == "balanced" else None
+    edges = np.linspace(0, experts, gpus + 1).round().astype(np.int64)[:-1]
+    found = []
+    for _ in range(LAYERS):
+        now = load * np.exp(spread.drift * draw.standard_normal(experts))
+        if balanced is None:
+            held = np.add.reduceat(draw.permutation(now), edges)
+        else:
+            expert, place, part = balanced
+            held = np.bincount(place, now[expert] * part, gpus)
+        found.append(held.max() / held.mean())
+    return float(np.mean(found))
+
+
+def _dealt_out(load: Floats, gpus: int, redundant: int) -> tuple[Whole, Whole, Floats]:
+    """Copies of experts after copying and dealing out: which expert, on which GPU, with which part of its load."""
+    copies: Whole = np.ones(load.size, np.int64)
+    slots = -(-(load.size + redundant) // gpus)
+    for _ in range(slots * gpus - load.size):
+        copies[np.argmax(load / copies)] += 1
+    expert = np.repeat(np.arange(load.size), copies)
+    part = 1.0 / copies[expert]
+    place: Whole = np.zeros(expert.size, np.int64)
+    held, room = np.zeros(gpus), np.full(gpus, slots)
+    for piece in np.argsort(-load[expert] * part, kind="stable"):
+        place[piece] = np.argmin(np.where(room > 0, held, np.inf))
+        held[place[piece]] += load[expert[piece]] * part[piece]
+        room[place[piece]] -= 1
+    return expert.astype(np.int64), place, part
+
+
+def grouped_experts_time(
+    gpu: Gpu, kernel: Mapping[str, float], kind: GemmFormat, shape: MoeShape, work: tuple[ArrayLike, ArrayLike]
+) -> Time:
+    """Grouped GEMMs (gate and up, then down) over the rows of one GPU. ``work``: rows, experts that have any.
+
+    Parameters: t0_s, compute, memory, p; passes: rows are permuted before, quantised between and summed up after, as a
+    multiple of the bytes these steps need at least; stream: bandwidth fraction of such a pass.
+    """
+    rows, active = (np.asarray(x, dtype=np.float64) for x in work)
+    per_row = 2.0 * shape.matrices * shape.hidden * shape.width
+    numbers = active * shape.matrices * shape.hidden * shape.width
+    flops, weights = rows * per_row, numbers * kind.weight_bytes
+    compute = flops / (kernel["compute"] * kind.compute_share * gpu.peak_flops[kind.arithmetic])
+    read = weights / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
+    inner, outer = shape.width * (shape.matrices - 1.0), shape.hidden
+    # permuted (read, write), gate and up written and read, quantised written and read, result written and read
+    passed = rows * (2.0 * outer * kind.activation_bytes + 2.0 * inner * BF16)
+    passed = passed + rows * (2.0 * shape.width * kind.activation_bytes + 2.0 * outer * BF16)
+    moved = kernel["passes"] * passed / (kernel["stream"] * gpu.memory_bandwidth_bytes_per_s)
+    fixed = np.broadcast_to(np.asarray(kernel["t0_s"]), np.shape(compute)).astype(np.float64)
+    seconds = fixed + p_norm(compute, read, kernel["p"]) + moved
+    return Time(seconds, compute, read + moved, fixed, flops, weights + passed)

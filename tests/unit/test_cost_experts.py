@@ -1,0 +1,156 @@
+"""Expert parallelism: loads of GPUs, exchanges between them, and steps of two micro-batches."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from simulator.cost.deepep import ExpertExchange
+from simulator.cost.engine_costs import load_engine_costs
+from simulator.cost.experts import ExpertParallelism, imbalance
+from simulator.cost.kernels import kernels_of
+from simulator.cost.operators import Step
+from simulator.cost.step import build_step_cost, decode_step_seconds, explain_step, mixed_step_seconds
+from simulator.cost.table import decode_step_seconds as table_decode_seconds
+from simulator.cost.table import step_cost_record
+from simulator.hardware.profiles import load_gpu
+from simulator.models.catalogue import load_model
+from simulator.models.precision import Parallel, Precision
+
+V3 = load_model("deepseek-v3")
+PRECISION = Precision("fp8_block", "bf16")
+SKEWED = ExpertParallelism(redundant=32, skew=0.9, drift=0.3)
+
+
+def step_of(gpus: int, gpu: str = "h800_sxm", **changes: object) -> Step:
+    costs = load_engine_costs("sglang-deepep")
+    costs = replace(costs, experts=replace(costs.experts, **changes))  # type: ignore[arg-type]
+    return Step(V3, load_gpu(gpu), PRECISION, Parallel(dp=gpus, ep=gpus), costs)
+
+
+def exchange(ranks: int, way: str = "dispatch", *, low_latency: bool = True) -> ExpertExchange:
+    gpu = load_gpu("h800_sxm")
+    kernel = kernels_of(gpu).find("deepep_low_latency" if low_latency else "deepep_normal", "any", "any")
+    assert V3.moe is not None
+    return ExpertExchange(gpu, ranks, V3.hidden, V3.moe, kernel, way, low_latency)
+
+
+def test_an_even_load_is_one_and_popular_experts_make_it_grow_with_the_gpus() -> None:
+    assert imbalance(ExpertParallelism(), 256, 64) == pytest.approx(1.0)
+    loads = [imbalance(replace(SKEWED, placement="static"), 256, gpus) for gpus in (8, 32, 72, 256)]
+    assert all(a < b for a, b in itertools.pairwise(loads))
+    # one expert a GPU: the most popular one, whose load is known in closed form but for drift
+    alone = imbalance(ExpertParallelism(placement="static", skew=1.0), 256, 256)
+    assert alone == pytest.approx(np.exp(2.8854 - 0.5), rel=0.05)  # normal quantile of 255.5 / 256
+
+
+def test_copies_of_busy_experts_even_out_what_is_known_but_not_what_drifts() -> None:
+    known = replace(SKEWED, drift=0.0, placement="balanced")
+    assert imbalance(known, 256, 32) < 1.03
+    assert imbalance(replace(known, drift=0.3), 256, 32) > 1.1
+    assert imbalance(replace(SKEWED, placement="balanced"), 256, 32) < imbalance(
+        replace(SKEWED, placement="static"), 256, 32
+    )
+
+
+def test_few_rows_a_gpu_are_uneven_by_chance() -> None:
+    spread = replace(SKEWED, skew=0.0, drift=0.0, placement="static")
+    few, many = spread.load(256, 64, 16), spread.load(256, 64, 16384)
+    assert float(few) > 1.5 > 1.05 > float(many) > 1.0
+    assert float(ExpertParallelism().load(256, 64, 16)) == 1.0
+
+
+@pytest.mark.parametrize("low_latency", [True, False])
+@pytest.mark.parametrize("way", ["dispatch", "combine"])
+def test_bytes_that_leave_the_node_grow_with_the_nodes_and_stay_below_all_of_them(way: str, low_latency: bool) -> None:
+    sizes = [exchange(ranks, way, low_latency=low_latency).bytes_a_token() for ranks in (8, 16, 32, 64, 128, 256)]
+    far = [size[1] for size in sizes]
+    assert far[0] == 0.0
+    assert all(a < b for a, b in itertools.pairwise(far))
+    assert far[-1] <= 8 * exchange(8, way).token_bytes
+
+
+def test_low_latency_kernels_send_every_choice_but_the_own_one() -> None:
+    found = exchange(16)
+    assert sum(found.bytes_a_token()) == pytest.approx(8 * found.token_bytes * 15 / 16)
+
+
+def test_a_token_goes_once_to_a_node_in_normal_kernels() -> None:
+    # two nodes of four groups each, four of eight groups chosen: only 2 of 70 choices leave one node out
+    assert exchange(16, low_latency=False).reached_nodes() == pytest.approx(2 * (1 - 1 / 70))
+    assert exchange(64, low_latency=False).reached_nodes() == pytest.approx(4.0)
+
+
+def test_two_micro_batches_hide_exchanges_of_large_batches_and_cost_time_in_small_ones() -> None:
+    times = {}
+    for batch in (16, 256):
+        for parts in (1, 2):
+            step = step_of(72, micro_batches=parts)
+            times[batch, parts] = decode_step_seconds(step, batch * 72, batch * 72 * 2000.0)
+    assert times[256, 2] < times[256, 1]
+    assert times[16, 2] > times[16, 1]
+    exchanges = [op for op in step_of(72).decode_token_operators if op.busy is not None]
+    counts = np.array([128.0 * 72])
+    least = 2 * sum(float(op.total(counts).seconds[0]) for op in exchanges)
+    assert times[256, 2] >= least
+
+
+def test_busy_experts_slow_a_step_and_copies_help() -> None:
+    prompts = [(4096, 0)] * (4 * 32)
+    even, static, balanced = (
+        mixed_step_seconds(step_of(32, placement=placement), prompts) for placement in ("even", "static", "balanced")
+    )
+    assert even < balanced < static
+
+
+@pytest.mark.parametrize("prefill", [[], [(2048, 0)] * 32])
+def test_explained_lines_add_up_with_micro_batches(prefill: list[tuple[int, int]]) -> None:
+    step = step_of(32)
+    lines = explain_step(
+        V3, step.gpu, PRECISION, step.parallel, step.costs, prefill=prefill, decode=(4096, 4096 * 3000.0)
+    )
+    direct = (
+        mixed_step_seconds(step, prefill, 4096, 4096 * 3000.0)
+        if prefill
+        else decode_step_seconds(step, 4096, 4096 * 3000.0)
+    )
+    assert sum(line.seconds for line in lines) == pytest.approx(direct, rel=1e-9)
+    hidden = next(line for line in lines if line.operator == "hidden by the other micro-batch")
+    exchanged = sum(line.seconds for line in lines if line.operator in ("expert dispatch", "expert combine"))
+    assert -exchanged <= hidden.seconds < 0.0
+
+
+def test_the_table_of_an_expert_parallel_engine_agrees_with_direct_evaluation() -> None:
+    step = step_of(72)
+    table = build_step_cost(
+        V3,
+        step.gpu,
+        PRECISION,
+        step.parallel,
+        step.costs,
+        max_tokens=8192,
+        max_seqs=4096,
+        max_context=8192,
+    )
+    for seqs in (72, 720, 4096):
+        direct = decode_step_seconds(step, seqs, seqs * 2000.0)
+        assert float(table_decode_seconds(step_cost_record(table), seqs, seqs * 2000.0)) == pytest.approx(
+            direct, rel=5e-3
+        )
+
+
+def test_drafts_read_the_cache_once_but_are_computed() -> None:
+    step = step_of(128)
+    plain, drafted = (decode_step_seconds(step, 128 * 128, 128 * 128 * 4096.0, queries) for queries in (1, 2))
+    assert plain < drafted < 2 * plain
+
+
+def test_a_latent_in_eight_bits_is_read_faster() -> None:
+    bf16 = step_of(32)
+    fp8 = replace(bf16, precision=Precision("fp8_block", "fp8"))
+    assert fp8.attention.decode_seconds(np.array([4096.0]), 8000.0) < bf16.attention.decode_seconds(
+        np.array([4096.0]), 8000.0
+    )
