@@ -17,7 +17,7 @@ from simulator.resources import shipped
 SHIPPED_PLAN = "measured/plan.json"
 
 
-def machine_of(device: str) -> Ops:
+def machine_of(device: str, flash: str | None = None) -> Ops:
     """The machine: 'cuda', 'cpu' (torch) or 'numpy'. Raises ImportError without torch."""
     if device == "numpy":
         from simulator.calibration.measure.numpy_ops import NumpyOps
@@ -25,7 +25,7 @@ def machine_of(device: str) -> Ops:
         return NumpyOps()
     from simulator.calibration.measure.torch_ops import TorchOps
 
-    return TorchOps(device)
+    return TorchOps(device, flash=flash)
 
 
 def provenance(ops: Ops) -> dict[str, object]:
@@ -47,10 +47,11 @@ def main() -> None:
     parser.add_argument("--plan", type=Path, help="plan.json (default: the shipped one)")
     parser.add_argument("--minutes", type=float, default=1.5, help="at most so long a group")
     parser.add_argument("--total-minutes", type=float, default=60.0, help="at most so long in all")
+    parser.add_argument("--flash-attention", help="vLLM's _vllm_fa3_C library (default: the installed vLLM's)")
     parser.add_argument("--groups", nargs="*", default=[])
     given = parser.parse_args()
     plan = tiny_plan() if given.tiny else read_plan(given.plan or shipped("hardware_profiles") / SHIPPED_PLAN)
-    ops = machine_of(given.device)
+    ops = machine_of(given.device, given.flash_attention)
     store = store_at(given.out)
     (given.out / "machine.json").write_text(json.dumps(provenance(ops), indent=1) + "\n", encoding="utf-8")
     budget = Budget(60 * given.minutes, 60 * given.total_minutes)

@@ -14,7 +14,8 @@ def _heads(plan: Plan) -> list[Case]:
 
 def _prefill_cases(plan: Plan, ops: Ops) -> list[Case]:
     return [
-        {**heads, "batch": batch, "new": new, "past": past}
+        {**heads, "batch": batch, "new": new, "past": past, "library": library}
+        for library in ops.paged_libraries()
         for heads in _heads(plan)
         for batch, new, past in plan.prefill_chunks
     ]
@@ -28,7 +29,8 @@ def _prefill(ops: Ops, case: Case) -> Work:
     qkv = ops.random((batch * new, (q + 2 * kv) * width))
     out = ops.empty((batch * new, q * width))
     starts = ops.integers([i * new for i in range(batch + 1)])
-    return Work(lambda i: ops.prefill_attention(qkv, starts, new, caches[i], out), copies)
+    library = str(case["library"])
+    return Work(lambda i: ops.prefill_attention(qkv, starts, new, caches[i], out, library), copies)
 
 
 def _dense_cases(plan: Plan, ops: Ops) -> list[Case]:
@@ -55,7 +57,8 @@ def _dense(ops: Ops, case: Case) -> Work:
 
 def _decode_cases(plan: Plan, ops: Ops) -> list[Case]:
     return [
-        {**heads, "batch": batch, "context": context}
+        {**heads, "batch": batch, "context": context, "library": library}
+        for library in ops.paged_libraries()
         for heads in _heads(plan)
         for batch in plan.decode_batches
         for context in plan.decode_contexts
@@ -69,9 +72,34 @@ def _decode(ops: Ops, case: Case) -> Work:
     copies = copies_of(ops, batch * context * kv * width * 4.0)
     caches = paged_caches(ops, (kv, width), [context] * batch, copies)
     qkv, out = ops.random((batch, (q + 2 * kv) * width)), ops.empty((batch, q * width))
-    return Work(lambda i: ops.decode_attention(qkv, q, caches[i], out), copies)
+    library = str(case["library"])
+    return Work(lambda i: ops.decode_attention(qkv, q, caches[i], out, library), copies)
 
 
-PREFILL = Group("prefill_attention", _prefill_cases, _prefill)
-DENSE = Group("dense_attention", _dense_cases, _dense)
-DECODE = Group("decode_attention", _decode_cases, _decode)
+def _mixed_cases(plan: Plan, ops: Ops) -> list[Case]:
+    return [
+        {**heads, "seqs": s.seqs, "context": s.context, "new": s.new, "past": s.past, "library": library}
+        for library in ops.paged_libraries()
+        for heads in _heads(plan)[:4]
+        for s in plan.steps
+        if s.seqs and s.new
+    ]
+
+
+def _mixed(ops: Ops, case: Case) -> Work:
+    """Decoding sequences and a chunk in one launch, as engines without a split of their batches do."""
+    q, kv, width = heads_of(case)
+    seqs, context, new, past = numbers(case, "seqs", "context", "new", "past")
+    lengths = [context] * seqs + [past + new]
+    copies = min(copies_of(ops, sum(lengths) * kv * width * 4.0), 16)
+    caches = paged_caches(ops, (kv, width), lengths, copies)
+    rows = seqs + new
+    qkv, out = ops.random((rows, (q + 2 * kv) * width)), ops.empty((rows, q * width))
+    starts, library = ops.integers([*range(seqs + 1), rows]), str(case["library"])
+    return Work(lambda i: ops.prefill_attention(qkv, starts, new, caches[i], out, library), copies)
+
+
+PREFILL = Group("prefill_attention", _prefill_cases, lambda plan, ops, case: _prefill(ops, case))
+DENSE = Group("dense_attention", _dense_cases, lambda plan, ops, case: _dense(ops, case))
+DECODE = Group("decode_attention", _decode_cases, lambda plan, ops, case: _decode(ops, case))
+MIXED = Group("mixed_attention", _mixed_cases, lambda plan, ops, case: _mixed(ops, case))

@@ -17,11 +17,11 @@ MOST_COPIES = 64
 
 @dataclass(frozen=True)
 class Group:
-    """``cases(plan, ops)``: what to measure, the most telling first; ``prepare(ops, case)``: the work to time."""
+    """``cases(plan, ops)``: what to measure, the most telling first; ``prepare(plan, ops, case)``: the work to time."""
 
     name: str
     cases: Callable[[Plan, Ops], list[Case]]
-    prepare: Callable[[Ops, Case], Work]
+    prepare: Callable[[Plan, Ops, Case], Work]
 
 
 def copies_of(ops: Ops, size: float) -> int:

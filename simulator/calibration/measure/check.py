@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from simulator.calibration.measure.flash3 import Flash3
 from simulator.calibration.measure.ops import Paged
 from simulator.calibration.measure.torch_kernels import PlainKernels, Tensor
 
@@ -38,6 +39,29 @@ def kernel_errors(kernels: PlainKernels, device: torch.device, kind: torch.dtype
         wanted, got = results
         found[name] = float((got - wanted).norm() / wanted.norm())
     return found
+
+
+def flash_errors(flash: Flash3, device: torch.device) -> dict[str, float]:
+    """The same for FlashAttention 3."""
+    place, found = _Place(device, torch.bfloat16), {}
+    for name in ("prefill", "decode"):
+        torch.manual_seed(1)
+        wanted = _CHECKS[name](PlainKernels(), place).float()
+        torch.manual_seed(1)
+        got = _CHECKS[name](_Flash3Kernels(flash), place).float()
+        found[f"vllm {name}"] = float((got - wanted).norm() / wanted.norm())
+    return found
+
+
+class _Flash3Kernels(PlainKernels):
+    def __init__(self, flash: Flash3) -> None:
+        self.flash = flash
+
+    def prefill(self, qkv: Tensor, starts: Tensor, longest: int, cache: Paged, out: Tensor) -> None:
+        self.flash.attend(qkv, starts, longest, cache, out)
+
+    def decode(self, qkv: Tensor, q_heads: int, cache: Paged, out: Tensor) -> None:
+        self.flash.attend(qkv, None, 1, cache, out)
 
 
 def _blank(like: Tensor, *shape: int) -> Tensor:

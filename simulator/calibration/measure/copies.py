@@ -42,4 +42,4 @@ def _prepare(ops: Ops, case: Case) -> Work:
     return Work(lambda i: ops.copy_bytes(source, target, moves), eager=method != "graph")
 
 
-COPIES = Group("copies", _cases, _prepare)
+COPIES = Group("copies", _cases, lambda plan, ops, case: _prepare(ops, case))

@@ -91,4 +91,4 @@ _PREPARE = {
     "sample": _sample,
 }
 
-ELEMENTS = Group("elements", _cases, lambda ops, case: _PREPARE[str(case["op"])](ops, case))
+ELEMENTS = Group("elements", _cases, lambda plan, ops, case: _PREPARE[str(case["op"])](ops, case))

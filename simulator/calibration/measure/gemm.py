@@ -25,20 +25,22 @@ def _fp8(ops: Ops, case: Case) -> Work:
     m, n, k = numbers(case, "m", "n", "k")
     x, out = ops.random((m, k)), ops.empty((m, n))
     small, scales = ops.empty((m, k), "fp8"), ops.empty((m, 1), "fp32")
+    one = scales[:1] if case["scales"] == "tensor" else scales
     copies = copies_of(ops, n * k * 1.0)
     weights = [ops.weights((n, k), "fp8", i) for i in range(copies)]
 
     def run(i: int) -> None:
         ops.quantise(x, small, scales)
-        ops.matmul_fp8(small, scales, weights[i], out)
+        ops.matmul_fp8(small, one, weights[i], out)
 
     return Work(run, copies)
 
 
 def _fp8_cases(plan: Plan, ops: Ops) -> list[Case]:
     # fp8 kernels want widths that are multiples of 16
-    return [c for c in _cases(plan, plan.fp8_rows) if not (int(c["n"]) % 16 or int(c["k"]) % 16)]  # type: ignore[call-overload]
+    whole = [c for c in _cases(plan, plan.fp8_rows) if not (int(c["n"]) % 16 or int(c["k"]) % 16)]  # type: ignore[call-overload]
+    return [{**c, "scales": scales} for scales in ("row", "tensor") for c in whole]
 
 
-GEMM_BF16 = Group("gemm_bf16", lambda plan, ops: _cases(plan, plan.gemm_rows), _bf16)
-GEMM_FP8 = Group("gemm_fp8", _fp8_cases, _fp8)
+GEMM_BF16 = Group("gemm_bf16", lambda plan, ops: _cases(plan, plan.gemm_rows), lambda plan, ops, case: _bf16(ops, case))
+GEMM_FP8 = Group("gemm_fp8", _fp8_cases, lambda plan, ops, case: _fp8(ops, case))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from simulator.calibration.measure.cases import Group
-from simulator.calibration.measure.ops import Array, Ops, Paged, Work
+from simulator.calibration.measure.cases import Group, numbers
+from simulator.calibration.measure.ops import OWN, Array, Ops, Paged, Work
 from simulator.calibration.measure.plan import ModelShape, Plan, StepCase
 from simulator.calibration.measure.store import Case
 
@@ -16,8 +16,9 @@ LAYER_COPIES = 6
 class StepRun:
     """Buffers and launches of one step. Rows: one of each decoding sequence, then those of the chunk."""
 
-    def __init__(self, ops: Ops, model: ModelShape, case: StepCase) -> None:
-        self.ops, self.model, self.case = ops, model, case
+    def __init__(self, ops: Ops, model: ModelShape, case: StepCase, library: str = OWN) -> None:
+        self.ops, self.model, self.case, self.library = ops, model, case, library
+        self.joint = library != OWN and bool(case.seqs and case.new)  # one launch for decodes and chunk
         tokens = case.seqs + case.new
         self.tokens, self.last = tokens, case.seqs + (1 if case.new else 0)
         self.x, self.residual = ops.random((tokens, model.hidden)), ops.random((tokens, model.hidden))
@@ -57,6 +58,13 @@ class StepRun:
         rows = ops.integers(list(range(case.past, whole)))
         chunk_slots = self.chunk_table[0][rows // ops.page] * ops.page + rows % ops.page
         self.slots = join(ops, decode_slots, chunk_slots)
+        if self.joint:
+            width = max(own.shape[1], self.chunk_table.shape[1])
+            self.all_tables = ops.integers([[0] * width] * (case.seqs + 1))
+            self.all_tables[: case.seqs, : own.shape[1]] = own
+            self.all_tables[case.seqs, : self.chunk_table.shape[1]] = self.chunk_table[0]
+            self.all_lengths = ops.integers([*lengths, whole])
+            self.all_starts = ops.integers([*range(case.seqs + 1), case.seqs + case.new])
         self.positions = join(ops, ops.integers([case.context] * case.seqs), rows)
 
     def caches(self, layer: int) -> tuple[Paged, Paged]:
@@ -69,20 +77,29 @@ class StepRun:
 
     def layer(self, index: int) -> None:
         """Launch one layer with the ``index``-th set of weights."""
-        ops, m, case = self.ops, self.model, self.case
+        ops, m = self.ops, self.model
         decoding, chunk = self.caches(index)
         ops.add_norm(self.x, self.residual, self.norm, self.normed)
         self._multiply(self.normed, self.qkv, index)
         ops.rotate(self.qkv, self.positions, m.q_heads + m.kv_heads, m.head_dim)
         ops.write_cache(self.qkv, m.q_heads, decoding, self.slots)
-        if case.new:
-            rest, out = self.qkv[case.seqs :], self.attended[case.seqs :]
-            ops.prefill_attention(rest, self.starts, case.new, chunk, out)
-        if case.seqs:
-            ops.decode_attention(self.qkv[: case.seqs], m.q_heads, decoding, self.attended[: case.seqs])
+        self._attend(decoding, chunk)
         self._multiply(self.attended, self.x, index)
         ops.add_norm(self.x, self.residual, self.norm, self.normed)
         self._feed_forward(index)
+
+    def _attend(self, decoding: Paged, chunk: Paged) -> None:
+        ops, case, library = self.ops, self.case, self.library
+        if self.joint:
+            both = Paged(chunk.k, chunk.v, self.all_tables, self.all_lengths, max(decoding.longest, chunk.longest))
+            ops.prefill_attention(self.qkv, self.all_starts, case.new, both, self.attended, library)
+            return
+        if case.new:
+            rest, out = self.qkv[case.seqs :], self.attended[case.seqs :]
+            ops.prefill_attention(rest, self.starts, case.new, chunk, out, library)
+        if case.seqs:
+            rows, out = self.qkv[: case.seqs], self.attended[: case.seqs]
+            ops.decode_attention(rows, self.model.q_heads, decoding, out, library)
 
     def _feed_forward(self, index: int) -> None:
         ops, m = self.ops, self.model
@@ -122,29 +139,29 @@ def join(ops: Ops, first: Array, second: Array) -> Array:
 
 def _cases(plan: Plan, ops: Ops) -> list[Case]:
     found: list[Case] = []
-    for model in plan.models:
-        for step in plan.steps:
-            modes = ("graph", "eager") if step.new else ("graph",)
-            for mode in modes:
-                found.append({"model": asdict(model), **asdict(step), "mode": mode})
-    first = plan.steps[0]
-    found += [{"model": asdict(m), **asdict(first), "mode": "eager"} for m in plan.models]
+    for library in ops.paged_libraries():
+        for model in plan.models:
+            for step in plan.steps:
+                # a decode step is launched kernel by kernel once, to see what that costs
+                modes = ("graph", "eager") if step.new or step == plan.steps[0] else ("graph",)
+                about = {"model": model.name, **asdict(step), "library": library}
+                found += [{**about, "mode": mode} for mode in modes]
     return found
 
 
-def _run_of(ops: Ops, case: Case) -> StepRun:
-    model = ModelShape(**case["model"])  # type: ignore[arg-type]
-    names = ("seqs", "context", "new", "past")
-    return StepRun(ops, model, StepCase(*(int(case[n]) for n in names)))  # type: ignore[call-overload]
+def _run_of(plan: Plan, ops: Ops, case: Case) -> StepRun:
+    model = next(m for m in plan.models if m.name == case["model"])
+    step = StepCase(*numbers(case, "seqs", "context", "new", "past"))
+    return StepRun(ops, model, step, str(case["library"]))
 
 
-def _step(ops: Ops, case: Case) -> Work:
-    run = _run_of(ops, case)
+def _step(plan: Plan, ops: Ops, case: Case) -> Work:
+    run = _run_of(plan, ops, case)
     return Work(lambda i: run.step(), eager=case["mode"] == "eager")
 
 
-def _layer(ops: Ops, case: Case) -> Work:
-    run = _run_of(ops, case)
+def _layer(plan: Plan, ops: Ops, case: Case) -> Work:
+    run = _run_of(plan, ops, case)
     return Work(run.layer, LAYER_COPIES, eager=case["mode"] == "eager")
 
 

@@ -12,12 +12,18 @@ from simulator.calibration.measure.store import Case
 
 #: Launches that are timed together, to see the gap between two.
 LAUNCHES = 100
+#: Bytes a program of the streaming kernel copies.
+STREAM_BLOCK = 2**16
 #: Seconds of work between looks at the reader, seconds before its first reading (the meter averages), and readings.
 STEADY_S, SETTLE_S, READINGS = 0.3, 1.2, 3
 
 
 def _cases(plan: Plan, ops: Ops) -> list[Case]:
-    found: list[Case] = [{"what": "stream", "bytes": size} for size in plan.stream_bytes]
+    found: list[Case] = [
+        {"what": "stream", "bytes": size, "method": method}
+        for method in ("copy", "kernel")
+        for size in plan.stream_bytes
+    ]
     found += [{"what": "product", "size": plan.peak_size, "format": f} for f in ("bf16", "fp8")]
     return [*found, {"what": "launch", "mode": "graph"}, {"what": "launch", "mode": "eager"}]
 
@@ -26,6 +32,9 @@ def _prepare(ops: Ops, case: Case) -> Work:
     if case["what"] == "stream":
         (size,) = numbers(case, "bytes")
         source, target = ops.device_buffer(size), ops.device_buffer(size)
+        if case["method"] == "kernel":
+            order = ops.integers(list(range(size // STREAM_BLOCK)))
+            return Work(lambda i: ops.gather_bytes(source, target, STREAM_BLOCK, order))
         return Work(lambda i: ops.stream(source, target))
     if case["what"] == "launch":
         return Work(lambda i: _launches(ops), eager=case["mode"] == "eager")
@@ -44,7 +53,7 @@ def _launches(ops: Ops) -> None:
         ops.empty_kernel()
 
 
-MACHINE = Group("machine", _cases, _prepare)
+MACHINE = Group("machine", _cases, lambda plan, ops, case: _prepare(ops, case))
 
 
 def _power_cases(plan: Plan, ops: Ops) -> list[Case]:
@@ -52,7 +61,7 @@ def _power_cases(plan: Plan, ops: Ops) -> list[Case]:
         return []
     found: list[Case] = [{"what": "idle"}]
     found += [{"what": "product", "size": plan.peak_size, "format": f} for f in ("bf16", "fp8")]
-    return [*found, {"what": "stream", "bytes": plan.stream_bytes[-1]}]
+    return [*found, {"what": "stream", "bytes": plan.stream_bytes[-1], "method": "kernel"}]
 
 
 def _idle(ops: Ops, case: Case) -> Work:
@@ -61,7 +70,7 @@ def _idle(ops: Ops, case: Case) -> Work:
     return _prepare(ops, case)
 
 
-POWER = Group("power", _power_cases, _idle)
+POWER = Group("power", _power_cases, lambda plan, ops, case: _idle(ops, case))
 
 
 def steady_power(ops: Ops, work: Work) -> dict[str, object]:

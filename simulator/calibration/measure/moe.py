@@ -45,4 +45,4 @@ def _prepare(ops: Ops, case: Case) -> Work:
     return Work(lambda i: ops.experts(x, ids[i], shares, weights[i], out), copies)
 
 
-EXPERTS = Group("experts", _cases, _prepare)
+EXPERTS = Group("experts", _cases, lambda plan, ops, case: _prepare(ops, case))

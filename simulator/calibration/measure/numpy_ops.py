@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from simulator.calibration.measure.ops import Array, Paged, Timing, Work
+from simulator.calibration.measure.ops import OWN, Array, Paged, Timing, Work
 from simulator.calibration.measure.timing import wall_clock
 
 _ROTARY_BASE, _EPSILON = 5e5, 1e-6
@@ -117,7 +117,12 @@ class NumpyOps:
         share = np.exp(score - score.max(axis=-1, keepdims=True))
         return np.einsum("hqk,khd->qhd", share / share.sum(axis=-1, keepdims=True), v)
 
-    def prefill_attention(self, qkv: Array, starts: Array, longest: int, cache: Paged, out: Array) -> None:
+    def paged_libraries(self) -> tuple[str, ...]:
+        return (OWN,)
+
+    def prefill_attention(
+        self, qkv: Array, starts: Array, longest: int, cache: Paged, out: Array, library: str = OWN
+    ) -> None:
         width = cache.k.shape[3]
         heads = out.shape[1] // width
         for b, (first, last) in enumerate(pairwise(starts.tolist())):
@@ -132,7 +137,7 @@ class NumpyOps:
     def dense_libraries(self) -> tuple[str, ...]:
         return ("numpy",)
 
-    def decode_attention(self, qkv: Array, q_heads: int, cache: Paged, out: Array) -> None:
+    def decode_attention(self, qkv: Array, q_heads: int, cache: Paged, out: Array, library: str = OWN) -> None:
         width = cache.k.shape[3]
         for b in range(len(out)):
             q = qkv[b : b + 1, : q_heads * width].reshape(1, q_heads, width)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+#: The kernels that come with this program.
+OWN = "own"
 #: An array of whatever library the machine has.
 Array = Any
 
@@ -90,7 +92,7 @@ class Ops(Protocol):
         """fp8 of each row of ``x`` with a scale of its own."""
 
     def matmul_fp8(self, x: Array, scales: Array, w: Array, out: Array) -> None:
-        """``x w^T`` of fp8 with a scale a row of ``x``, in bf16."""
+        """``x w^T`` of fp8, in bf16; ``scales``: one a row of ``x``, (rows, 1), or one for all, (1, 1)."""
 
     def add_norm(self, x: Array, residual: Array, weight: Array, out: Array) -> None:
         """``residual += x``, and its root-mean-square norm times ``weight``."""
@@ -110,7 +112,12 @@ class Ops(Protocol):
     def sample(self, logits: Array, out: Array) -> None:
         """Greedy: index of the largest logit, in fp32."""
 
-    def prefill_attention(self, qkv: Array, starts: Array, longest: int, cache: Paged, out: Array) -> None:
+    def paged_libraries(self) -> tuple[str, ...]:
+        """Kernels for paged caches: 'own', and 'vllm' where its FlashAttention 3 is at hand."""
+
+    def prefill_attention(
+        self, qkv: Array, starts: Array, longest: int, cache: Paged, out: Array, library: str = OWN
+    ) -> None:
         """Causal attention of chunks over paged K and V, their own tokens included (``lengths`` counts them). Sequence
         ``b`` has rows ``starts[b] .. starts[b+1]`` of ``qkv`` (queries first in each row), ``longest`` at most."""
 
@@ -120,7 +127,7 @@ class Ops(Protocol):
     def dense_libraries(self) -> tuple[str, ...]:
         """Kernels of the library that ``dense_attention`` knows here."""
 
-    def decode_attention(self, qkv: Array, q_heads: int, cache: Paged, out: Array) -> None:
+    def decode_attention(self, qkv: Array, q_heads: int, cache: Paged, out: Array, library: str = OWN) -> None:
         """One query a sequence over its paged cache."""
 
     def choose(self, logits: Array, top_k: int, ids: Array, shares: Array) -> None:
@@ -131,7 +138,7 @@ class Ops(Protocol):
         hidden, width)."""
 
     def stream(self, source: Array, target: Array) -> None:
-        """Copy within the device."""
+        """Copy within the device, by the library."""
 
     def empty_kernel(self) -> None:
         """The smallest piece of work."""

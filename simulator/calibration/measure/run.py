@@ -21,6 +21,7 @@ GROUPS = (
     gemm.GEMM_BF16,
     attention.PREFILL,
     attention.DECODE,
+    attention.MIXED,
     elements.ELEMENTS,
     copies.COPIES,
     moe.EXPERTS,
@@ -60,7 +61,7 @@ def _group(ops: Ops, plan: Plan, group: Group, store: Store, seconds: float) -> 
         if time.monotonic() - start > seconds:
             break
         try:
-            values = _one(ops, group, case)
+            values = _one(plan, ops, group, case)
         except Exception as e:  # a kernel that a GPU or library lacks must not end the run
             values, failed = (
                 {"error": f"{type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else ''}"},
@@ -77,8 +78,8 @@ def _group(ops: Ops, plan: Plan, group: Group, store: Store, seconds: float) -> 
     return f"{group.name}: {done} of {len(cases)} cases in {took:.0f} s{lost}"
 
 
-def _one(ops: Ops, group: Group, case: dict[str, object]) -> dict[str, object]:
-    work = group.prepare(ops, case)
+def _one(plan: Plan, ops: Ops, group: Group, case: dict[str, object]) -> dict[str, object]:
+    work = group.prepare(plan, ops, case)
     if group is machine.POWER:
         return {**asdict(ops.time(work, CASE_S)), **steady_power(ops, work)}
     return asdict(ops.time(work, CASE_S))

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from simulator.calibration.measure import torch_kernels
-from simulator.calibration.measure.check import kernel_errors
-from simulator.calibration.measure.ops import Array, Paged, Timing, Work
+from simulator.calibration.measure.check import flash_errors, kernel_errors
+from simulator.calibration.measure.flash3 import Flash3, find_library
+from simulator.calibration.measure.ops import OWN, Array, Paged, Timing, Work
 from simulator.calibration.measure.timing import summary, wall_clock
 
 _TYPES = {
@@ -41,11 +42,13 @@ class TorchOps:
 
     page = 16
 
-    def __init__(self, device: str, seed: int = 0) -> None:
+    def __init__(self, device: str, seed: int = 0, flash: str | None = None) -> None:
         self.kind = device.split(":", maxsplit=1)[0]
         self.device = torch.device(device)
         torch.manual_seed(seed)
         self._kernels = torch_kernels.choose(self.kind)
+        path = find_library(flash) if self.kind == "cuda" else None
+        self._flash = Flash3(path) if path is not None else None
 
     # -- the machine ---------------------------------------------------------------------------------------------
 
@@ -54,6 +57,7 @@ class TorchOps:
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
             "kernels": self._kernels.name,
+            "paged_attention": self.paged_libraries(),
             "python": platform.python_version(),
             "host": f"{platform.machine()} {platform.system()}",
         }
@@ -82,8 +86,11 @@ class TorchOps:
         return int(torch.cuda.get_device_properties(self.device).L2_cache_size) if self.kind == "cuda" else 2**10
 
     def errors(self) -> dict[str, float]:
-        """Error of each kernel beside a plain one."""
-        return kernel_errors(self._kernels, self.device, torch.bfloat16)
+        found = kernel_errors(self._kernels, self.device, torch.bfloat16)
+        if self._flash is not None:
+            found |= flash_errors(self._flash, self.device)
+            self._flash.forget()
+        return found
 
     # -- arrays --------------------------------------------------------------------------------------------------
 
@@ -145,7 +152,7 @@ class TorchOps:
         if self.kind != "cuda":
             out.copy_((x.float() * scales) @ w.float().t())
             return
-        ones = torch_kernels.ones(w.shape[0], self.device)
+        ones = torch_kernels.ones(w.shape[0] if scales.numel() > 1 else 1, self.device)
         torch._scaled_mm(x, w.t(), scale_a=scales, scale_b=ones, out_dtype=out.dtype, use_fast_accum=True, out=out)
 
     # -- small kernels -------------------------------------------------------------------------------------------
@@ -170,8 +177,16 @@ class TorchOps:
 
     # -- attention -----------------------------------------------------------------------------------------------
 
-    def prefill_attention(self, qkv: Array, starts: Array, longest: int, cache: Paged, out: Array) -> None:
-        self._kernels.prefill(qkv, starts, longest, cache, out)
+    def paged_libraries(self) -> tuple[str, ...]:
+        return (OWN,) if self._flash is None else (OWN, "vllm")
+
+    def prefill_attention(
+        self, qkv: Array, starts: Array, longest: int, cache: Paged, out: Array, library: str = OWN
+    ) -> None:
+        if library == OWN:
+            self._kernels.prefill(qkv, starts, longest, cache, out)
+        else:
+            self._flash.attend(qkv, starts, longest, cache, out)  # type: ignore[union-attr]
 
     def dense_attention(self, q: Array, k: Array, v: Array, library: str) -> Array:
         from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -183,8 +198,11 @@ class TorchOps:
     def dense_libraries(self) -> tuple[str, ...]:
         return ("cudnn", "flash") if self.kind == "cuda" else ("math",)
 
-    def decode_attention(self, qkv: Array, q_heads: int, cache: Paged, out: Array) -> None:
-        self._kernels.decode(qkv, q_heads, cache, out)
+    def decode_attention(self, qkv: Array, q_heads: int, cache: Paged, out: Array, library: str = OWN) -> None:
+        if library == OWN:
+            self._kernels.decode(qkv, q_heads, cache, out)
+        else:
+            self._flash.attend(qkv, None, 1, cache, out)  # type: ignore[union-attr]
 
     # -- experts -------------------------------------------------------------------------------------------------
 
@@ -233,6 +251,8 @@ class TorchOps:
     # -- timing --------------------------------------------------------------------------------------------------
 
     def finish(self) -> None:
+        if self._flash is not None:
+            self._flash.forget()
         if self.kind == "cuda":
             torch.cuda.synchronize(self.device)
             if torch.cuda.memory_reserved(self.device) > 0.8 * self.memory_bytes():
