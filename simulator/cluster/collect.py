@@ -63,7 +63,7 @@ def collect(cluster: Cluster, seed: int, arrivals: str) -> RunResult:
 
 
 def _moments(cluster: Cluster) -> Moments:
-    desk, over = cluster.desk, cluster.handover
+    desk, over = cluster.desk, cluster.moved
     return Moments(desk.prefill_start_s, desk.prefill_end_s, over.read_start_s, over.read_end_s, over.wire_bytes)
 
 
@@ -81,16 +81,17 @@ def _after_s(cluster: Cluster) -> Floats:
 
 
 def _record(cluster: Cluster) -> RunRecord:
-    desk, over, trace = cluster.desk, cluster.handover, cluster.trace
+    desk, over, trace = cluster.desk, cluster.moved, cluster.trace
     after = _after_s(cluster)
     first, last = desk.first_token_s + after, desk.last_token_s + after
     # some engines send the first token before the KV moves
     moved = ~np.isnan(over.read_end_s) & ~(desk.first_token_s <= desk.prefill_end_s)
-    before = np.where(moved, cluster.entry_before_s + cluster.second_before_s, cluster.entry_before_s)
-    queue = desk.prefill_start_s - cluster.arrival_s - cluster.entry_before_s
+    waited = over.wait_before_s + over.host_before_s
+    before = cluster.entry_before_s + over.host_before_s + np.where(moved, over.host_s, 0.0)
+    queue = desk.prefill_start_s - cluster.arrival_s - cluster.entry_before_s - waited
     prefill = desk.prefill_end_s - desk.prefill_start_s
-    wait = np.where(moved, over.read_start_s - desk.prefill_end_s - cluster.second_before_s, 0.0)
-    transfer = np.where(moved, over.read_end_s - over.read_start_s, 0.0)
+    wait = over.wait_before_s + np.where(moved, over.wait_after_s, 0.0)
+    transfer = np.where(moved, over.read_end_s - desk.prefill_end_s - over.wait_after_s - over.host_s, 0.0)
     before += np.where(moved, 0.0, desk.first_token_s - desk.prefill_end_s)  # gathered with the tokens after it
     admission = np.where(moved, desk.first_token_s - over.read_end_s, 0.0)
     missing = np.isnan(first)
@@ -226,18 +227,24 @@ def _cache(cluster: Cluster) -> dict[str, float | int]:
 
 
 def _network(cluster: Cluster, duration_s: float) -> dict[str, object]:
-    if cluster.pull is None:
+    if cluster.plan.transfer is None or cluster.handover is None:
         return {}
-    over = cluster.handover
+    over = cluster.moved
     moved = ~np.isnan(over.read_end_s)
-    seconds = (over.read_end_s - over.read_start_s)[moved]
+    seconds = over.busy_s[moved]
+    exposed = np.maximum(over.read_end_s - over.prompt_done_s - over.wait_after_s - over.host_s, 0.0)[moved]
+    waited = (over.wait_before_s + over.wait_after_s)[moved]
     sent = float(over.wire_bytes.sum())
     network: dict[str, object] = {
+        "mode": cluster.plan.transfer.mode,
         "transfers": int(moved.sum()),
         "bytes": sent,
         "blocks": int(over.blocks.sum()),
         "transfer_mean_s": float(seconds.mean()) if seconds.size else None,
         "transfer_p99_s": float(np.percentile(seconds, 99)) if seconds.size else None,
+        "exposed_s": float(exposed.mean()) if seconds.size else None,
+        "hidden_s": float(np.maximum(seconds - exposed, 0.0).mean()) if seconds.size else None,
+        "waited_s": float(waited.mean()) if seconds.size else None,
     }
     if duration_s > 0:
         network["bytes_per_s"] = sent / duration_s

@@ -66,9 +66,9 @@ class Route:
         """Seconds before the bytes flow: setting up, and what each block costs apart from its bytes."""
         return self.setup_s + self.per_block_s * blocks
 
-    def wire_bytes(self, blocks: int) -> float:
-        """Bytes on the wire, all GPUs together. Explicit times have none."""
-        return self.bytes_per_block * blocks + (self.window_bytes if blocks else 0.0)
+    def wire_bytes(self, blocks: int, *, last: bool = True) -> float:
+        """Bytes on the wire, all GPUs together; a prompt's windows go with its last piece. Explicit times have none."""
+        return self.bytes_per_block * blocks + (self.window_bytes if blocks and last else 0.0)
 
     def ready_s(self, start_s: float, end_s: float, blocks: int) -> float:
         """When KV whose bytes flowed from ``start_s`` to ``end_s`` can be used: after the last chunk is decoded."""
@@ -80,12 +80,25 @@ class Route:
 
 
 @dataclass(frozen=True)
+class Lease:
+    """How long a prefill engine keeps KV that nobody has read. ``heartbeats``: a decode engine that has heard of the
+    request renews it. ``recompute``: a decode engine that finds nothing computes the prompt, else the request fails.
+
+    Source of the default: vLLM, docs/design/nixl_kv_cache_lease.md.
+    """
+
+    seconds: float = 30.0
+    heartbeats: bool = True
+    recompute: bool = False
+
+
+@dataclass(frozen=True)
 class KvTransferPlan:
     """How KV is handed over. ``explicit``: the time is ``delay_s`` alone, whatever else is under way.
 
-    ``mode``: pull (the decode engine reads when the prompt is done), push (the prefill engine writes when it is
-    done), push_layerwise (each layer leaves while the next one computes). ``max_in_flight``: transfers a decode
-    engine has under way at once, None for no limit. ``nodes``: node of each engine's first GPU, -1 where none matters.
+    ``mode``: a protocol of ``simulator.cluster.handover``. ``max_in_flight``: requests whose KV is under way to a
+    decode engine at once, None for no limit. ``nodes``: node of each engine's first GPU, -1 where none matters.
+    ``layerwise_from_tokens``: shorter prompts are not sent layer by layer.
     """
 
     mode: TransferMode
@@ -96,6 +109,8 @@ class KvTransferPlan:
     layers: int
     max_in_flight: int | None = None
     nodes: tuple[int, ...] = ()
+    lease: Lease = Lease()
+    layerwise_from_tokens: int = 0
 
     def route(self, src: int, dst: int) -> Route:
         """The route between two engines."""

@@ -14,7 +14,7 @@ import simpy
 
 from simulator.engine.engine import Engine, News
 from simulator.engine.state import NEVER
-from simulator.network.fabric import Fabric
+from simulator.network.fabric import Fabric, Pace
 
 
 class Clock:
@@ -134,6 +134,12 @@ class Worker(Sleeper):
         self.engine.transfer_ended(slot, now)
         self.reconsider()
 
+    def abandon(self, slot: int, recompute: bool, now: float) -> None:
+        """The KV that a slot waits for will not come."""
+        self.catch_up(now)
+        self.engine.abandon(slot, recompute, now)
+        self.reconsider()
+
 
 class LoadSource(Sleeper):
     """Requests and the moments at which they reach the engines: those known beforehand, and a heap of later ones."""
@@ -205,11 +211,32 @@ class Transfers(Sleeper):
             self._done.pop(transfer)(end)
 
     def start(
-        self, src: int, dst: int, size_bytes: float, delay_s: float, now: float, done: Callable[[float], None]
-    ) -> None:
-        """Move bytes between two workers, after ``delay_s`` of setting up."""
+        self,
+        src: int,
+        dst: int,
+        size_bytes: float,
+        delay_s: float,
+        now: float,
+        done: Callable[[float], None],
+        pace: Pace | None = None,
+    ) -> int:
+        """Move bytes between two places, after ``delay_s`` of setting up; returns the transfer's number."""
         self.get_up(now)
         self._started += 1
         self._done[self._started] = done
-        self._fabric.start(self._started, src, dst, size_bytes, now, delay_s=delay_s)
+        self._fabric.start(self._started, src, dst, size_bytes, now, delay_s=delay_s, pace=pace)
+        self.reconsider()
+        return self._started
+
+    def cancel(self, transfer: int, now: float) -> None:
+        """Give a transfer up; nothing if it has ended."""
+        self.get_up(now)
+        if self._done.pop(transfer, None) is not None:
+            self._fabric.cancel(transfer, now)
+            self.reconsider()
+
+    def set_capacity(self, link: str, capacity_bytes_per_s: float, now: float) -> None:
+        """A link gets faster or slower, or is cut (0)."""
+        self.get_up(now)
+        self._fabric.set_capacity(link, capacity_bytes_per_s, now)
         self.reconsider()

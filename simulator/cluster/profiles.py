@@ -44,6 +44,7 @@ class EngineProfile:
     gpu_settings: tuple[GpuSettings, ...]
     transfer_mode: str
     transfer_link: Mapping[str, float]
+    layerwise_from_tokens: int
     memory: Mapping[str, Any]
     costs: Mapping[str, Any]
     source: str = field(compare=False, default="")
@@ -82,6 +83,7 @@ def load_profile(name: str, place: str = "engine") -> EngineProfile:
         gpu_settings=tuple(_gpu_settings(entry, path) for entry in values.get("gpu_settings", [])),
         transfer_mode=str(transfer.get("mode", "pull")),
         transfer_link={key: float(value) for key, value in transfer.items() if key.endswith("_s")},
+        layerwise_from_tokens=int(transfer.get("layerwise_from_tokens", 0)),
         memory=_mapping(values, "memory", path),
         costs=_mapping(values, "costs", path),
         source=path.name,
@@ -119,12 +121,12 @@ def _mapping(values: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
 def _transfer(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The profile's ``kv_transfer``: its mode, and times that replace the link profile's, with their source."""
     transfer = _mapping(values, "kv_transfer", path)
-    allowed = ("mode", "setup_s", "per_descriptor_s", "source")
+    allowed = ("mode", "setup_s", "per_descriptor_s", "layerwise_from_tokens", "source")
     for key in transfer:
         if key not in allowed:
             raise TopologyError(unknown(f"{path}: kv_transfer", "key", key, allowed))
-    if any(key.endswith("_s") for key in transfer) and "source" not in transfer:
-        raise TopologyError(f"{path}: kv_transfer: key 'source' is missing; say where its times come from")
+    if any(key not in ("mode", "source") for key in transfer) and "source" not in transfer:
+        raise TopologyError(f"{path}: kv_transfer: key 'source' is missing; say where its numbers come from")
     return transfer
 
 

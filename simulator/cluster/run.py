@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cluster.dispatch import Dispatcher, is_tracking
-from simulator.cluster.handover import HandoverColumns, Pull
+from simulator.cluster.handover import PROTOCOLS, Handover, HandoverColumns, Rooms
 from simulator.cluster.plan import ClusterPlan, WorkerPlan
 from simulator.cluster.prepare import allowed_output, content_columns, followers, misfits, private_rows
 from simulator.cluster.processes import Agenda, Clock, LoadSource, Transfers, Worker
-from simulator.cluster.result import COMPLETED, REJECTED, UNFINISHED
+from simulator.cluster.result import COMPLETED, FAILED, REJECTED, UNFINISHED
 from simulator.cluster.routers import Decision, Prompts
 from simulator.cluster.routing_checks import is_lending
 from simulator.cost.table import prefill_rate
 from simulator.engine.engine import Engine, EngineSpec, News
-from simulator.engine.state import COMPUTED, FINISHED, NEVER, PREFILLED, READ, DeskColumns
-from simulator.errors import TopologyError, TraceError
+from simulator.engine.state import CHUNK, COMPUTED, FINISHED, NEVER, PREFILLED, READ, DeskColumns
+from simulator.errors import TraceError
 from simulator.network.fabric import Fabric
 from simulator.workload.arrivals import Arrivals
 from simulator.workload.trace import Trace
@@ -46,7 +47,7 @@ class Cluster:
         rows = len(trace)
         self.clock = Clock()
         self.desk = DeskColumns(rows)
-        self.handover = HandoverColumns(rows)
+        self.moved = HandoverColumns(rows)
         self.prefill_worker = np.full(rows, -1, np.int32)
         self.decode_worker = np.full(rows, -1, np.int32)
         self.state = np.full(rows, UNFINISHED, np.int8)
@@ -63,7 +64,7 @@ class Cluster:
         prompts = Prompts(content, private_rows(trace), self.workers[0].engine.block_size)
         self.dispatch = Dispatcher(plan, trace, self.workers, prompts, options.seed)
         self.agenda = Agenda(self.clock)
-        self.pull = self._pull()
+        self.handover = self._handover()
         self._check_fit()
         self._sent = 0
         self.source = LoadSource(self.clock, *self._first_arrivals(), self.enter)
@@ -98,48 +99,48 @@ class Cluster:
         worker = self.workers[decision.first]
         self.prefill_worker[row] = worker.index
         prefills_only = self.plan.workers[worker.index].role == "prefill"
-        if prefills_only if decision.second is None else decision.second != worker.index:
-            worker.submit(row, self._inputs[row], 1, now, hand_over=True)
+        elsewhere = prefills_only if decision.second is None else decision.second != worker.index
+        if elsewhere and self.handover is not None:
+            self.handover.enter(row, worker, now)
         else:
             self.decode_worker[row] = worker.index
             worker.submit(row, self._inputs[row], self._outputs[row], now)
 
     def hear(self, worker: Worker, news: News) -> None:
         """News of an engine: finished, prompt done, KV wanted."""
-        for kind, row, slot, value, at in zip(*(column.tolist() for column in news), strict=True):
+        handover = self.handover
+        for kind, row, slot, value, at, since in zip(*(column.tolist() for column in news), strict=True):
             if kind == FINISHED:
                 self._after(row, at + self.plan.workers[worker.index].frontend_after_s)
             elif kind == COMPUTED:
                 self.dispatch.computed(worker.index, row, at)
+            elif handover is None:
+                continue
+            elif kind == CHUNK:
+                handover.chunk(row, value, since, at)
+            elif kind == READ:
+                handover.memory_taken(worker.index, row, slot, value, at)
             elif kind == PREFILLED:
                 self.dispatch.computed(worker.index, row, at)
-                self.handover.prefill_slot[row] = slot
                 if self.trace.output_tokens[row] == 1 and worker.engine.passes_first_token:
                     self._end_with_prompt(worker, row, slot, at)
                 else:
-                    self._hand_over(row, at)
-            elif kind == READ and self.pull is not None:
-                self.pull.read(worker.index, row, slot, value, at)
+                    handover.prompt_done(row, slot, at)
 
     def _end_with_prompt(self, worker: Worker, row: int, slot: int, now: float) -> None:
         """The only token was made with the prompt: nothing is left for a decode engine."""
         for column in (self.desk.first_token_s, self.desk.last_token_s, self.desk.token_sum_s):
             column[row] = now
-        self.agenda.add(now, lambda at: worker.transfer_ended(slot, at))
+        if self.handover is not None:
+            self.agenda.add(now, partial(self.handover.not_needed, row, slot))
         self._after(row, now + self.plan.workers[worker.index].frontend_after_s)
 
-    def _hand_over(self, row: int, now: float) -> None:
-        before = self.second_before_s
-        if before > 0:
-            self.agenda.add(now + before, lambda at: self.enter_second(row, at))
-        else:
-            self.enter_second(row, now)
-
-    def enter_second(self, row: int, now: float) -> None:
-        """The decode engine."""
-        worker = self.dispatch.decode(row, now)
-        self.decode_worker[row] = worker.index
-        worker.submit(row, self._inputs[row], self._outputs[row], now, remote=True)
+    def fail(self, row: int, now: float, reason: str) -> None:
+        """A request ends without an answer."""
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+        self.reason[row], self.state[row] = self.reasons.index(reason), FAILED
+        self._after(row, now)
 
     def _after(self, row: int, now: float) -> None:
         """What a client does when its request is over: its next one, or the session's next turn after thinking."""
@@ -170,6 +171,7 @@ class Cluster:
         return moments.tolist(), rows.tolist()
 
     def _worker(self, plan: WorkerPlan, content: object, chained: bool) -> Worker:
+        transfer = self.plan.transfer
         spec = EngineSpec(
             policy=plan.policy,
             role="mixed" if is_lending(self.plan.topology) else plan.role,
@@ -178,6 +180,7 @@ class Cluster:
             cost=plan.step_cost,
             tell_finished=chained,
             tell_prompts=is_tracking(self.plan),
+            tell_chunks=transfer is not None and PROTOCOLS[transfer.mode].tells_chunks,
             logging=self.options.logging or self.options.slo_itl,
             macro=self.options.macro,
             extra={"max_output_tokens": self.max_output_tokens},
@@ -185,20 +188,27 @@ class Cluster:
         engine = Engine(spec, content, self.desk.record)
         return Worker(self.clock, plan.index, engine, prefill_rate(plan.step_cost, plan.max_step_tokens), self.hear)
 
-    def _pull(self) -> Pull | None:
+    def _handover(self) -> Handover | None:
         entry = next(w for w in self.plan.workers if w.role != "decode")
         self.entry_before_s = entry.frontend_before_s
-        self.second_before_s = 0.0
         transfer = self.plan.transfer
         if not self.plan.topology.disaggregated or transfer is None:
             return None
-        if transfer.mode != "pull":
-            raise TopologyError(
-                f"{self.plan.topology.source}: kv_transfer.mode: '{transfer.mode}' cannot be run yet; allowed: pull"
-            )
-        self.second_before_s = self.plan.workers[self.dispatch.second.workers[0].index].frontend_before_s
-        shared = None if transfer.explicit else Transfers(self.clock, Fabric(transfer.network))
-        return Pull(transfer, self.workers, self.prefill_worker, self.agenda, shared, self.handover)
+        rooms = Rooms(
+            plan=transfer,
+            workers=self.workers,
+            prefill_worker=self.prefill_worker,
+            decode_worker=self.decode_worker,
+            input_tokens=self._inputs,
+            output_tokens=self._outputs,
+            agenda=self.agenda,
+            transfers=None if transfer.explicit else Transfers(self.clock, Fabric(transfer.network)),
+            choose_decode=self.dispatch.decode,
+            fail=self.fail,
+            entry_before_s=self.entry_before_s,
+            decode_before_s=self.plan.workers[self.dispatch.second.workers[0].index].frontend_before_s,
+        )
+        return PROTOCOLS[transfer.mode](rooms, self.moved)
 
     def _check_fit(self) -> None:
         """Reject requests that no worker could ever hold; if none is left, the trace is bad input."""

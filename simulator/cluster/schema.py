@@ -18,7 +18,7 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
 
 Role = Literal["colocated", "prefill", "decode", "mixed"]
-TransferMode = Literal["pull", "push", "push_layerwise"]
+TransferMode = Literal["pull", "push", "layerwise"]
 
 
 class Part(BaseModel):
@@ -113,6 +113,10 @@ class KvTransferPart(Part):
     per_block_s: Seconds | None = None
     per_descriptor_s: Seconds | None = None
     max_in_flight: Count | None = None
+    layerwise_from_tokens: Annotated[int, Field(ge=0, le=10**9)] | None = None
+    lease_s: Positive = 30.0
+    heartbeats: bool = True
+    kv_load_failure_policy: Literal["fail", "recompute"] = "fail"
 
     @property
     def explicit(self) -> bool:

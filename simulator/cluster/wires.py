@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simulator.cluster.engines import Engine
-from simulator.cluster.plan import KvTransferPlan, Route, WorkerPlan
+from simulator.cluster.plan import KvTransferPlan, Lease, Route, WorkerPlan
 from simulator.cluster.routing_checks import is_lending
 from simulator.cluster.schema import CompressionPart, NetworkPart, Topology, TransferMode
 from simulator.errors import TopologyError
@@ -56,7 +56,19 @@ def plan_transfer(topology: Topology, workers: Sequence[WorkerPlan], engines: Se
         routes, network, nodes = dict.fromkeys(pairs, route), Network(), (-1,) * len(workers)
     else:
         routes, network, nodes = _over_network(topology, workers, engines, pairs)
-    return KvTransferPlan(mode, part.explicit, routes, network, compression, layers, part.max_in_flight, nodes)
+    whole = part.layerwise_from_tokens
+    return KvTransferPlan(
+        mode,
+        part.explicit,
+        routes,
+        network,
+        compression,
+        layers,
+        part.max_in_flight,
+        nodes,
+        lease=Lease(part.lease_s, part.heartbeats, part.kv_load_failure_policy == "recompute"),
+        layerwise_from_tokens=engines[0].profile.layerwise_from_tokens if whole is None else whole,
+    )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from simulator.compiled import group_of
 from simulator.cost.table import StepCostTable
 from simulator.engine import steps
+from simulator.engine.abandoning import abandon
 from simulator.engine.makers import (
     first_token_made,
     longest_prompt,
@@ -42,19 +43,21 @@ class EngineSpec:
     tell_finished: bool = False
     tell_prompts: bool = False
     tell_evicted: bool = False
+    tell_chunks: bool = False
     logging: bool = False
     macro: bool = True
     extra: dict[str, Any] = field(default_factory=dict)
 
 
 class News(NamedTuple):
-    """Something the cluster has to hear of; arrays over news: kind, row, slot, value, moment."""
+    """Something the cluster has to hear of; arrays over news: kind, row, slot, value, moment, and since when."""
 
     kind: NDArray[np.int64]
     row: NDArray[np.int64]
     slot: NDArray[np.int64]
     value: NDArray[np.int64]
     at_s: NDArray[np.float64]
+    from_s: NDArray[np.float64]
 
 
 class Load(NamedTuple):
@@ -94,6 +97,7 @@ class Policy(NamedTuple):
     block_size: Callable[[dict[str, Any]], int]
     submit: Callable[..., float]
     transfer_ended: Callable[..., float]
+    abandon: Callable[..., float]
     pulse: Callable[..., tuple[int, float]]
     take_news: Callable[..., tuple[NDArray[Any], ...]]
     load: Callable[..., tuple[int, ...]]
@@ -113,6 +117,7 @@ def shared(make: Callable[[EngineSpec, Any, Any], Any], block_setting: str = "bl
         lambda s: int(s[block_setting]),
         steps.submit,
         steps.transfer_ended,
+        abandon,
         steps.pulse,
         steps.take_news,
         steps.load,
@@ -188,6 +193,10 @@ class Engine:
     def transfer_ended(self, slot: int, now: float) -> None:
         """The read of a slot's KV has ended (told to both engines)."""
         self.wake_s = self.policy.transfer_ended(self.state, slot, now)
+
+    def abandon(self, slot: int, recompute: bool, now: float) -> None:
+        """At a decode engine: the KV a slot waits for will not come. It is computed here, or the slot given up."""
+        self.wake_s = self.policy.abandon(self.state, slot, recompute, now)
 
     def advance(self, now: float) -> News | None:
         """Live up to ``now``; returns the news since the last call, or None."""

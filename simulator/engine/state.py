@@ -18,7 +18,7 @@ from simulator.kv.unshared import make_unshared
 
 FREE, WAITING, PREFILLING, DECODING, LEAVING, REMOTE, HELD, SPECULATING = 0, 1, 2, 3, 4, 5, 6, 7
 COLOCATED, PREFILL, DECODE, MIXED = 0, 1, 2, 3
-FINISHED, PREFILLED, READ, LOAD, COMPUTED = 1, 2, 3, 4, 5
+FINISHED, PREFILLED, READ, LOAD, COMPUTED, CHUNK = 1, 2, 3, 4, 5, 6
 
 NEVER = 1e300
 NO_BATCH = 1 << 60
@@ -73,6 +73,7 @@ def make_engine(  # type: ignore[no-untyped-def]
     tell_finished,
     tell_prompts,
     tell_evicted,
+    tell_chunks,
     logging,
     macro,
     blocks,
@@ -115,6 +116,7 @@ def make_engine(  # type: ignore[no-untyped-def]
         deferred_frees,
         tell_finished,
         tell_prompts,
+        tell_chunks,
         logging,
         macro,
         # numbers
@@ -222,6 +224,7 @@ def make_engine(  # type: ignore[no-untyped-def]
         zeros.copy(),
         zeros.copy(),
         reals.copy(),
+        reals.copy(),
         zeros.copy(),
         zeros.copy(),
         np.zeros(rules.stream_interval, np.int64),
@@ -321,8 +324,9 @@ def tell(e, kind, s, value, now):  # type: ignore[no-untyped-def]
     i = e.news_count
     if i == e.news_kind.size:
         e.news_kind, e.news_row, e.news_slot = longer(e.news_kind), longer(e.news_row), longer(e.news_slot)
-        e.news_value, e.news_s = longer(e.news_value), longer(e.news_s)
-    e.news_kind[i], e.news_row[i], e.news_slot[i], e.news_value[i], e.news_s[i] = kind, e.row[s], s, value, now
+        e.news_value, e.news_s, e.news_from_s = longer(e.news_value), longer(e.news_s), longer(e.news_from_s)
+    e.news_kind[i], e.news_row[i], e.news_slot[i], e.news_value[i] = kind, e.row[s], s, value
+    e.news_s[i], e.news_from_s[i] = now, now
     e.news_count += 1
 
 
@@ -332,6 +336,14 @@ def prompt_done(e, s, end):  # type: ignore[no-untyped-def]
     e.desk.prefill_end_s[e.row[s]] = end
     if e.tell_prompts:
         tell(e, COMPUTED, s, 0, end)
+
+
+@compiled
+def date_chunks(e, first, start, end):  # type: ignore[no-untyped-def]
+    """The chunks among the news from ``first`` on are computed from ``start`` to ``end``."""
+    for i in range(first, e.news_count):
+        if e.news_kind[i] == CHUNK:
+            e.news_s[i], e.news_from_s[i] = end, start
 
 
 @compiled

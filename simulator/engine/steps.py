@@ -21,7 +21,7 @@ from simulator.engine.policies import must_wait, plan
 from simulator.engine.queues import heap_push, next_last_batch, wait_last
 from simulator.engine.rules import REMADE
 from simulator.engine.speculation import verification_seconds
-from simulator.engine.state import COLOCATED, DECODE, INSTANT_S, NEVER, REMOTE, longer, new_slot, sample
+from simulator.engine.state import COLOCATED, DECODE, INSTANT_S, NEVER, REMOTE, date_chunks, longer, new_slot, sample
 from simulator.engine.vllm import drop_decode, register_filled
 from simulator.kv.pool import find
 
@@ -83,7 +83,7 @@ def schedule(e, now):  # type: ignore[no-untyped-def]
 @compiled
 def plan_and_launch(e, now):  # type: ignore[no-untyped-def]
     """Plan one batch and start it behind the one that runs; False if there was nothing to plan."""
-    rows_before = e.log_rows
+    rows_before, news_before = e.log_rows, e.news_count
     work, decodes = plan(e, now)
     singles, context, chunks, new, past, attention, finished = work
     if singles + chunks == 0:
@@ -101,7 +101,10 @@ def plan_and_launch(e, now):  # type: ignore[no-untyped-def]
         e.batch_report[r, i] = e.reports[i]
     e.batch_reports[r] = e.reports_count
     e.reports_count = 0
+    start = max(now, e.gpu_free_s)
     push_batch(e, now, seconds, decodes)
+    if e.tell_chunks:
+        date_chunks(e, news_before, start, e.gpu_free_s)
     if e.logging:
         log_batch(e, now, seconds, rows_before)
     return True
@@ -258,7 +261,7 @@ def pulse(e, until):  # type: ignore[no-untyped-def]
 
 @compiled
 def take_news(e):  # type: ignore[no-untyped-def]
-    """Copies of the news: kind, row, slot, value, moment."""
+    """Copies of the news: kind, row, slot, value, moment, since when."""
     n = e.news_count
     e.news_count = 0
     return (
@@ -267,6 +270,7 @@ def take_news(e):  # type: ignore[no-untyped-def]
         e.news_slot[:n].copy(),
         e.news_value[:n].copy(),
         e.news_s[:n].copy(),
+        e.news_from_s[:n].copy(),
     )
 
 

@@ -27,6 +27,7 @@ from simulator.engine.queues import heap_push, leave_waiting, next_last_batch, w
 from simulator.engine.reads import start_read
 from simulator.engine.speculation import note_made
 from simulator.engine.state import (
+    CHUNK,
     DECODE,
     DECODING,
     LEAVING,
@@ -35,6 +36,7 @@ from simulator.engine.state import (
     SPECULATING,
     WAITING,
     log_entry,
+    tell,
 )
 from simulator.engine.tracking import may_preempt, track_blocks
 
@@ -246,6 +248,8 @@ def compute_chunk(e, s, tokens, work):  # type: ignore[no-untyped-def]
     e.first_batch[s] = e.planned
     e.pending_prompt_tokens -= tokens
     e.prefill_tokens += tokens
+    if e.tell_chunks and e.part[s] == PREFILL:
+        tell(e, CHUNK, s, past + tokens, 0.0)
     if e.logging:
         log_entry(e, s, tokens)
     singles, single_past, chunks, new, before, attention, finished = work

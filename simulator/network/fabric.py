@@ -54,6 +54,18 @@ class Path:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How the bytes of a transfer come into being, as the layers of a prompt do.
+
+    A part ``before`` (of 1) of them comes evenly between ``from_s`` and ``until_s``, the rest at the end of that.
+    """
+
+    from_s: float
+    until_s: float
+    before: float
+
+
+@dataclass(frozen=True)
 class Network:
     """Links, and the path between each pair of engines that may exchange KV."""
 
@@ -71,6 +83,9 @@ class _Columns:
         self.streams = np.ones(rows)
         self.links = np.full((rows, width), fair.NO_LINK, np.int64)
         self.load, self.share = np.zeros((2, rows, width))
+        self.paced_bytes, self.pace_from_s, self.sent_bytes = np.zeros((3, rows))
+        self.pace_until_s = np.full(rows, -np.inf)
+        self.repace = np.zeros(rows, np.bool_)
         scratch = np.zeros((2, capacity.size))
         marks = np.zeros(capacity.size, np.bool_)
         times = (self.event_s, self.order, self.remaining_bytes, self.rate_bytes_per_s, self.since_s)
@@ -82,11 +97,14 @@ class _Columns:
             self.load,
             self.share,
         )
-        self.record: Any = fair.FlowColumns(*self._kept, capacity, carried, *scratch, marks, np.zeros(rows, np.bool_))
+        self._paced = (self.paced_bytes, self.pace_from_s, self.pace_until_s, self.sent_bytes, self.repace)
+        self.record: Any = fair.FlowColumns(
+            *self._kept, capacity, carried, *self._paced, *scratch, marks, np.zeros(rows, np.bool_)
+        )
 
     def copy_from(self, old: _Columns) -> None:
         """Take over the old rows."""
-        for mine, theirs in zip(self._kept, old._kept, strict=True):
+        for mine, theirs in zip(self._kept + self._paced, old._kept + old._paced, strict=True):
             mine[: theirs.shape[0]] = theirs
 
 
@@ -102,6 +120,7 @@ class Fabric:
         self._width = max((len(path.crossings) for path in network.paths.values()), default=0) or 1
         self._capacity = np.array([link.capacity_bytes_per_s for link in network.links], dtype=np.float64)
         self._carried = np.zeros(len(network.links))
+        self._link_of = {link.name: i for i, link in enumerate(network.links)}
         self._paths: dict[tuple[int, int], tuple[NDArray[np.int64], Floats, Floats, int]] = {}
         self._row_of: dict[int, int] = {}
         self._id_of = [-1] * rows
@@ -111,9 +130,20 @@ class Fabric:
         self._rows, self._finish_s = np.zeros(rows, np.int64), np.zeros(rows)
 
     def start(
-        self, transfer_id: int, src: int, dst: int, size_bytes: float, now_s: float, *, delay_s: float = 0.0
+        self,
+        transfer_id: int,
+        src: int,
+        dst: int,
+        size_bytes: float,
+        now_s: float,
+        *,
+        delay_s: float = 0.0,
+        pace: Pace | None = None,
     ) -> None:
-        """Begin moving ``size_bytes`` from engine ``src`` to ``dst``; with none to move it ends after ``delay_s``."""
+        """Begin moving ``size_bytes`` from ``src`` to ``dst``; with none to move it ends after ``delay_s``.
+
+        With a ``pace`` bytes flow no faster than they come into being, and not before ``pace.from_s``.
+        """
         if transfer_id in self._row_of:
             raise SimulatorError(f"transfer {transfer_id} is already under way")
         row = self._new_row(transfer_id)
@@ -130,6 +160,12 @@ class Fabric:
             )
         columns.remaining_bytes[row] = size_bytes
         columns.event_s[row] = now_s + delay_s
+        columns.sent_bytes[row], columns.repace[row], columns.pace_until_s[row] = 0.0, False, -np.inf
+        if pace is not None:
+            columns.event_s[row] = max(now_s + delay_s, pace.from_s if size_bytes > 0 else pace.until_s)
+            if size_bytes > 0 and pace.until_s > pace.from_s:
+                columns.paced_bytes[row] = pace.before * size_bytes
+                columns.pace_from_s[row], columns.pace_until_s[row] = pace.from_s, pace.until_s
         columns.order[row] = self._started
         columns.state[row] = fair.WAITING
         self._started += 1
@@ -152,6 +188,12 @@ class Fabric:
         row = self._row_of[transfer_id]
         fair.release(self._columns.record, row, now_s)
         self._forget(row)
+
+    def set_capacity(self, link: str, capacity_bytes_per_s: float, now_s: float) -> None:
+        """A link gets faster or slower, or is cut (0). Call ``advance(now_s)`` first."""
+        if capacity_bytes_per_s < 0 or not capacity_bytes_per_s < np.inf:
+            raise SimulatorError(f"link {link}: {capacity_bytes_per_s} bytes/s; 0 or a positive capacity is needed")
+        fair.set_capacity(self._columns.record, self._link_of[link], capacity_bytes_per_s, now_s)
 
     def rate(self, transfer_id: int) -> float:
         """Bytes a second that a transfer moves now (0 while it waits)."""

@@ -4,6 +4,9 @@ A *flow* is a bundle of equal streams that keep step: ``level`` is what one stre
 are. On link l the bundle puts a load of ``load * level``, ``load`` being the streams that cross it (a fraction where
 streams are spread over parallel lanes of the link). Progressive filling: raise every level together; when a link is
 full, its flows stop there and the others go on.
+
+A flow may be *paced*: of its bytes, ``paced_bytes`` come into being evenly between ``pace_from_s`` and
+``pace_until_s`` and the rest at the end of that (the layers of a step under way). It sends no faster than they come.
 """
 
 from __future__ import annotations
@@ -34,6 +37,11 @@ FlowColumns = record(
         "share",  # [row, k], part of the flow's bytes that crosses that link
         "capacity_bytes_per_s",
         "carried_bytes",
+        "paced_bytes",
+        "pace_from_s",
+        "pace_until_s",  # minus infinity: all bytes are there
+        "sent_bytes",
+        "repace",  # the event is no end: the flow meets its pace, or the pace ends
         "spare",  # [link], scratch
         "demand",  # [link], scratch
         "marked",  # [link], scratch
@@ -47,10 +55,16 @@ FlowColumns = record(
 def mark_component(flows: Any, row: int) -> None:
     """Mark the links and flows that compete, directly or through others, with the flow in ``row``."""
     flows.marked[:] = False
-    flows.member[:] = False
     for k in range(flows.links.shape[1]):
         if flows.links[row, k] != NO_LINK:
             flows.marked[flows.links[row, k]] = True
+    mark_rest(flows)
+
+
+@compiled
+def mark_rest(flows: Any) -> None:
+    """Mark all that competes, directly or through others, for the links that are marked."""
+    flows.member[:] = False
     grown = True
     while grown:
         grown = False
@@ -76,6 +90,7 @@ def settle(flows: Any, row: int, now_s: float) -> None:
     """Move the bytes of one flow up to ``now_s``."""
     moved = min(flows.rate_bytes_per_s[row] * (now_s - flows.since_s[row]), flows.remaining_bytes[row])
     flows.remaining_bytes[row] -= moved
+    flows.sent_bytes[row] += moved
     flows.since_s[row] = now_s
     for k in range(flows.links.shape[1]):
         if flows.links[row, k] != NO_LINK:
@@ -95,21 +110,90 @@ def fullest_link(flows: Any) -> tuple[int, float]:
 
 
 @compiled
+def pace(flows: Any, row: int) -> float:
+    """Bytes a second at which the flow's bytes come into being."""
+    return flows.paced_bytes[row] / (flows.pace_until_s[row] - flows.pace_from_s[row])  # type: ignore[no-any-return]
+
+
+@compiled
+def backlog(flows: Any, row: int, now_s: float) -> float:
+    """Bytes that are there and not sent; infinity for a flow without a pace."""
+    if now_s >= flows.pace_until_s[row] - SAME_INSTANT_S:
+        return np.inf
+    made = pace(flows, row) * (now_s - flows.pace_from_s[row])
+    return max(made - flows.sent_bytes[row], 0.0)  # type: ignore[no-any-return]
+
+
+@compiled
+def most(flows: Any, row: int, now_s: float) -> float:
+    """The level above which the flow cannot go for want of bytes."""
+    left = backlog(flows, row, now_s)
+    if left == np.inf:
+        return np.inf
+    speed = pace(flows, row)
+    return np.inf if left > speed * SAME_INSTANT_S else speed / flows.streams[row]
+
+
+@compiled
+def slowest_paced(flows: Any, now_s: float) -> tuple[int, float]:
+    """The marked flow that its pace stops first, and the level at which it does; -1 where none has a pace."""
+    best, level = -1, np.inf
+    for row in range(flows.state.size):
+        if flows.member[row]:
+            here = most(flows, row, now_s)
+            if here < level:
+                best, level = row, here
+    return best, level
+
+
+@compiled
+def settle_rate(flows: Any, row: int, level: float, now_s: float) -> None:
+    """Fix the flow's level from ``now_s`` on, find its next event, and take its load off its links."""
+    flows.member[row] = False
+    rate = level * flows.streams[row]
+    flows.rate_bytes_per_s[row] = rate
+    flows.event_s[row] = now_s + flows.remaining_bytes[row] / rate if rate > 0 else np.inf
+    flows.repace[row] = False
+    left = backlog(flows, row, now_s)
+    if left < np.inf:
+        speed, until = pace(flows, row), flows.pace_until_s[row]
+        empty = left <= speed * SAME_INSTANT_S
+        meets = now_s + left / (rate - speed) if rate > speed else np.inf
+        if empty and rate >= speed:
+            flows.event_s[row], flows.repace[row] = until, True
+        elif meets < until:
+            flows.event_s[row], flows.repace[row] = meets, True
+    for k in range(flows.links.shape[1]):
+        link = flows.links[row, k]
+        if link != NO_LINK:
+            flows.spare[link] -= flows.load[row, k] * level
+            flows.demand[link] -= flows.load[row, k]
+
+
+@compiled
 def fill(flows: Any, now_s: float) -> None:
     """Give the marked flows their fair rates from ``now_s`` on."""
     flows.spare[:] = flows.capacity_bytes_per_s
     flows.demand[:] = 0.0
     left = 0
+    paced = False
     for row in range(flows.state.size):
         if flows.member[row]:
             left += 1
             settle(flows, row, now_s)
+            paced = paced or now_s < flows.pace_until_s[row]
             for k in range(flows.links.shape[1]):
                 if flows.links[row, k] != NO_LINK:
                     flows.demand[flows.links[row, k]] += flows.load[row, k]
     level = 0.0
     while left > 0:
         full, reached = fullest_link(flows)
+        if paced:
+            slow, enough = slowest_paced(flows, now_s)
+            if enough < reached:
+                left -= 1
+                settle_rate(flows, slow, enough, now_s)
+                continue
         level = max(level, reached)  # rounding must not starve the last flow of a link that filled in a tie
         for row in range(flows.state.size):
             if not flows.member[row]:
@@ -122,14 +206,7 @@ def fill(flows: Any, now_s: float) -> None:
             if not crosses:
                 continue
             left -= 1
-            flows.member[row] = False
-            flows.rate_bytes_per_s[row] = level * flows.streams[row]
-            flows.event_s[row] = now_s + flows.remaining_bytes[row] / flows.rate_bytes_per_s[row]
-            for k in range(flows.links.shape[1]):
-                link = flows.links[row, k]
-                if link != NO_LINK:
-                    flows.spare[link] -= flows.load[row, k] * level
-                    flows.demand[link] -= flows.load[row, k]
+            settle_rate(flows, row, level, now_s)
         flows.demand[full] = 0.0
 
 
@@ -179,11 +256,27 @@ def advance(flows: Any, now_s: float, rows: Any, finish_s: Any) -> int:
             mark_component(flows, row)
             fill(flows, at)
             continue
+        if flows.state[row] == FLOWING and flows.repace[row]:
+            if at >= flows.pace_until_s[row] - SAME_INSTANT_S:
+                flows.pace_until_s[row] = -np.inf
+            mark_component(flows, row)
+            fill(flows, at)
+            continue
         release(flows, row, at)
         rows[ended] = row
         finish_s[ended] = at
         ended += 1
     return ended
+
+
+@compiled
+def set_capacity(flows: Any, link: int, capacity_bytes_per_s: float, now_s: float) -> None:
+    """A link's capacity changes: those that compete for it share it anew."""
+    flows.capacity_bytes_per_s[link] = capacity_bytes_per_s
+    flows.marked[:] = False
+    flows.marked[link] = True
+    mark_rest(flows)
+    fill(flows, now_s)
 
 
 @compiled

@@ -22,6 +22,7 @@ from simulator.workload.trace import Trace
 SHAPES = ["2c", "1p1d", "2p1d", "1p3d"]
 ROUTERS = ["round_robin", "least_requests", "least_pending_tokens", "most_free_blocks", "prefix_aware"]
 ENGINES = ["vllm", "sglang", "tensorrt-llm"]
+MODES = ["pull", "push", "layerwise"]
 
 
 @st.composite
@@ -41,7 +42,7 @@ def plans(draw: st.DrawFn):
     role = "colocated" if shape.endswith("c") else "prefill"
     changes.append(f"routing.{role}={draw(st.sampled_from(ROUTERS))}")
     if role == "prefill":
-        changes.append("kv_transfer.mode=pull")
+        changes.append(f"kv_transfer.mode={draw(st.sampled_from(MODES))}")
     return assemble(load_topology(f"llama-3.1-8b/h100_sxm/{shape}/{engine}", changes))
 
 

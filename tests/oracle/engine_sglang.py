@@ -110,7 +110,7 @@ def hand_over(settings, requests, transfer_s, macro=True):
         now = min(agenda[0][0] if agenda else END_S, prefill.wake_s, decode.wake_s)
         for engine in (prefill, decode):
             news = engine.advance(now)
-            for kind, row, slot, _, at in zip(*news, strict=True) if news else ():
+            for kind, row, slot, _, at, _ in zip(*news, strict=True) if news else ():
                 count += 1
                 if kind == PREFILLED:
                     prefill_slot[row] = slot

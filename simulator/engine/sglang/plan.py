@@ -24,7 +24,7 @@ from simulator.engine.sglang.decode import NOTHING, add_decodes, drop_finishing,
 from simulator.engine.sglang.memory import checkpoint, decode_fits, decode_need
 from simulator.engine.sglang.remote import take_over
 from simulator.engine.sglang.state import CHUNKED, PREFILLED_LAST, WAITING
-from simulator.engine.state import DECODE, PREFILL, log_entry
+from simulator.engine.state import CHUNK, DECODE, PREFILL, log_entry, tell
 
 
 @compiled
@@ -135,6 +135,8 @@ def launch_prefill(e, now):  # type: ignore[no-untyped-def]
         tokens = e.extend_end[s] - e.prefix[s]
         e.pending_prompt_tokens -= tokens
         e.prefill_tokens += tokens
+        if e.tell_chunks:
+            tell(e, CHUNK, s, e.extend_end[s], 0.0)
         if tokens == 1:  # one query token, as a decode: same kernels
             singles, single_past = singles + 1, single_past + e.prefix[s]
         else:

@@ -8,6 +8,7 @@ import numpy as np
 
 from simulator.cost.table import step_cost_record
 from simulator.engine.sglang import steps
+from simulator.engine.sglang.abandoning import abandon
 from simulator.engine.sglang.state import make_state
 from simulator.engine.state import COLOCATED, DECODE, PREFILL
 from simulator.engine.steps import series, step_log, take_news
@@ -63,6 +64,7 @@ def make_sglang(spec: EngineSpec, content: Any, desk: Any) -> Any:
         RESERVED_DECODE_TOKENS,
         caching,
         spec.tell_finished,
+        spec.tell_chunks,
         spec.logging,
         spec.macro and not spec.logging,
         limits,
@@ -78,6 +80,7 @@ SGLANG = (
     lambda settings: int(settings["page_size"]),
     steps.submit,
     steps.transfer_ended,
+    abandon,
     steps.pulse,
     take_news,
     steps.load,

@@ -41,6 +41,7 @@ def make_state(  # type: ignore[no-untyped-def]
     decode_reserve,
     caching,
     tell_finished,
+    tell_chunks,
     logging,
     macro,
     limits,
@@ -77,6 +78,7 @@ def make_state(  # type: ignore[no-untyped-def]
         decode_reserve,
         caching,
         tell_finished,
+        tell_chunks,
         logging,
         macro,
         # numbers
@@ -193,6 +195,7 @@ def make_state(  # type: ignore[no-untyped-def]
         ints.copy(),
         ints.copy(),
         ints.copy(),
+        reals.copy(),
         reals.copy(),
         np.zeros(GAP_BINS, np.int64),
         np.zeros(MAX_SAMPLES),

@@ -35,6 +35,7 @@ from simulator.engine.state import (
     PREFILL,
     PREFILLED,
     count_gap,
+    date_chunks,
     free_slot,
     tell,
 )
@@ -72,7 +73,7 @@ def transfer_ended(e, s, now):  # type: ignore[no-untyped-def]
 def schedule(e, now):  # type: ignore[no-untyped-def]
     """Plan until as many steps are in flight as may be, or nothing is left to plan."""
     while e.planned - e.completed < e.depth:
-        rows_before = e.log_rows
+        rows_before, news_before = e.log_rows, e.news_count
         singles, context, chunks, new, past, attention, finished = plan_step(e, now)
         if singles + chunks == 0:
             if e.planned == e.completed:
@@ -84,7 +85,10 @@ def schedule(e, now):  # type: ignore[no-untyped-def]
             seconds = decode_step_seconds(e.cost, singles, context)
         else:
             seconds = mixed_step_seconds(e.cost, singles, context, chunks, new, past, attention, finished)
+        start = max(now, e.gpu_free_s)
         launch(e, now, seconds)
+        if e.tell_chunks:
+            date_chunks(e, news_before, start, e.gpu_free_s)
         if e.logging:
             log_batch(e, now, seconds, rows_before)
 

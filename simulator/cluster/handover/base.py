@@ -1,0 +1,256 @@
+"""What all handover protocols share: asking a decode engine, turns, moving bytes, the end, and giving up.
+
+A protocol hears of four moments: a request enters (``enter``), a chunk of its prompt is being computed (``chunk``),
+its prompt is done (``prompt_done``), the decode engine has taken memory for it (``memory_taken``). It says when either
+engine is done with the KV. Places between which KV moves are numbers: a worker's GPUs its own, its host memory and
+the remote store those that the plan gives.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.cluster.handover.columns import HandoverColumns
+from simulator.cluster.plan import KvTransferPlan
+from simulator.cluster.processes import Agenda, Transfers, Worker
+from simulator.engine.state import INSTANT_S
+from simulator.network.fabric import Pace
+
+Moment = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """What of the cluster a handover works with.
+
+    ``choose_decode``: asks the router. ``fail``: the request ends without an answer. ``entry_before_s``,
+    ``decode_before_s``: host time before an engine sees a request. ``transfers``: None where times are explicit.
+    """
+
+    plan: KvTransferPlan
+    workers: list[Worker]
+    prefill_worker: NDArray[np.int32]
+    decode_worker: NDArray[np.int32]
+    input_tokens: list[int]
+    output_tokens: list[int]
+    agenda: Agenda
+    transfers: Transfers | None
+    choose_decode: Callable[[int, float], Worker]
+    fail: Callable[[int, float, str], None]
+    entry_before_s: float
+    decode_before_s: float
+
+
+@dataclass
+class Handover:
+    """One protocol at work."""
+
+    rooms: Rooms
+    columns: HandoverColumns
+    tells_chunks: ClassVar[bool] = False  # whether prefill engines have to tell of each chunk when it is planned
+    _busy: dict[int, int] = field(default_factory=dict)
+    _queued: dict[int, deque[tuple[int, Moment]]] = field(default_factory=dict)
+    _has_turn: dict[int, int] = field(default_factory=dict)
+    _moving: dict[int, int] = field(default_factory=dict)
+    _given_up: set[int] = field(default_factory=set)
+
+    # What it hears
+
+    def enter(self, row: int, source: Worker, now: float) -> None:
+        """A request has come out of the front end, and its prompt is for ``source``."""
+        self.columns.entered_s[row] = now
+        self.begin(row, source, now)
+
+    def begin(self, row: int, source: Worker, now: float) -> None:
+        """What a protocol does then: hand the prompt to the prefill engine, or see to something else first."""
+        source.submit(row, self.rooms.input_tokens[row], 1, now, hand_over=True)
+
+    def chunk(self, row: int, tokens: int, start_s: float, end_s: float) -> None:
+        """A step from ``start_s`` to ``end_s`` has been planned that brings a prompt up to ``tokens`` tokens."""
+
+    def prompt_done(self, row: int, slot: int, now: float) -> None:
+        """The prefill engine has the whole prompt's KV, and keeps it in ``slot`` until told."""
+        self.columns.prefill_slot[row] = slot
+        self.columns.prompt_done_s[row] = now
+        if row in self._given_up:
+            self._free_source(row, now)
+        else:
+            self.hand_over(row, now)
+
+    def hand_over(self, row: int, now: float) -> None:
+        """What a protocol does once the prompt is done."""
+        raise NotImplementedError
+
+    def memory_taken(self, dst: int, row: int, slot: int, blocks: int, now: float) -> None:
+        """The decode engine ``dst`` has memory for the prompt in ``slot``; ``blocks`` of it have to come."""
+        self.columns.decode_slot[row] = slot
+        self.columns.blocks[row] = blocks
+        if row in self._given_up:
+            self._leave_target(row, False, now)
+        else:
+            self.receive(row, dst, now)
+
+    def receive(self, row: int, dst: int, now: float) -> None:
+        """What a protocol does once the decode engine has memory."""
+        raise NotImplementedError
+
+    def not_needed(self, row: int, slot: int, now: float) -> None:
+        """The prompt, in ``slot``, was all: nothing is to be decoded."""
+        self.columns.prefill_slot[row] = slot
+        self.give_up(row, now)
+
+    # What protocols are made of
+
+    def ask(self, row: int, now: float) -> None:
+        """Tell a decode engine of the request, through its front end; it answers with ``memory_taken``."""
+        before = self.rooms.decode_before_s
+        self.columns.host_s[row] += before
+        if before > 0:
+            self.later(row, now + before, partial(self.ask_now, row))
+        else:
+            self.ask_now(row, now)
+
+    def ask_now(self, row: int, now: float) -> None:
+        """The same, past the front end."""
+        rooms = self.rooms
+        worker = self.choose(row, now)
+        worker.submit(row, rooms.input_tokens[row], rooms.output_tokens[row], now, remote=True)
+
+    def choose(self, row: int, now: float) -> Worker:
+        """The row's decode engine; the router is asked once."""
+        rooms = self.rooms
+        chosen = int(rooms.decode_worker[row])
+        if chosen >= 0:
+            return rooms.workers[chosen]
+        worker = rooms.choose_decode(row, now)
+        rooms.decode_worker[row] = worker.index
+        return worker
+
+    def later(self, row: int, at: float, action: Moment) -> None:
+        """Do something at a moment, unless the request has been given up by then."""
+
+        def unless_given_up(now: float) -> None:
+            if row not in self._given_up:
+                action(now)
+
+        self.rooms.agenda.add(at, unless_given_up)
+
+    def take_turn(self, row: int, start: Moment, now: float) -> None:
+        """``start`` now, or when fewer requests than allowed have KV under way to the row's decode engine."""
+        limit, dst = self.rooms.plan.max_in_flight, int(self.rooms.decode_worker[row])
+        if limit is not None and self._busy.get(dst, 0) >= limit:
+            self._queued.setdefault(dst, deque()).append((row, start))
+            return
+        self._busy[dst] = self._busy.get(dst, 0) + 1
+        self._has_turn[row] = dst
+        start(now)
+
+    def give_turn(self, row: int, now: float) -> None:
+        """The request's KV is no longer under way."""
+        dst = self._has_turn.pop(row)
+        self._busy[dst] -= 1
+        waiting = self._queued.get(dst)
+        while waiting:
+            row, start = waiting.popleft()
+            if row not in self._given_up:
+                self.take_turn(row, start, now)
+                return
+
+    def move(
+        self,
+        row: int,
+        places: tuple[int, int],
+        blocks: int,
+        now: float,
+        done: Moment,
+        *,
+        last: bool = True,
+        pace: Pace | None = None,
+        since: float | None = None,
+    ) -> None:
+        """Move blocks between two places; ``done`` hears of the end. ``last``: nothing of the request follows.
+
+        With a ``pace`` the setting up is in it; with explicit times it ends with the pace. ``since``: when the first
+        bytes were there, if not now.
+        """
+        route = self.rooms.plan.routes[places]
+        start = now if since is None else since
+        delay = route.delay_s(blocks) if pace is None else 0.0
+
+        def over(end: float) -> None:
+            if row not in self._given_up:
+                self._moving.pop(row, None)
+                self.columns.busy_s[row] += end - start
+                done(end)
+
+        if self.rooms.plan.explicit or self.rooms.transfers is None:
+            self.rooms.agenda.add(now + delay if pace is None else pace.until_s, over)
+            return
+        size = route.wire_bytes(blocks, last=last)
+        self.columns.wire_bytes[row] += size
+        self._moving[row] = self.rooms.transfers.start(*places, size, delay, now, over, pace)
+
+    def source_done(self, row: int, now: float) -> None:
+        """The prefill engine may free the prompt's memory."""
+        source = self.rooms.workers[int(self.rooms.prefill_worker[row])]
+        began = max(float(self.columns.read_start_s[row]), float(self.columns.prompt_done_s[row]))
+        if now - began < INSTANT_S:
+            # begun and over within an instant's planning: what the engine plans in it does not know of it yet
+            source.catch_up(now + 2 * INSTANT_S)
+        self._free_source(row, now)
+
+    def target_done(self, row: int, now: float) -> None:
+        """All KV is there: the decode engine may begin."""
+        self.columns.read_end_s[row] = now
+        slot = int(self.columns.decode_slot[row])
+        self.columns.decode_slot[row] = -1
+        self.rooms.workers[int(self.rooms.decode_worker[row])].transfer_ended(slot, now)
+
+    def arrived(self, row: int, places: tuple[int, int], blocks: int, start: float, end: float) -> None:
+        """The last bytes are in: the KV can be used as soon as its compression has been undone."""
+        ready = self.rooms.plan.routes[places].ready_s(start, end, blocks)
+        if ready > end:
+            self.later(row, ready, partial(self.target_done, row))
+        else:
+            self.target_done(row, end)
+
+    # Giving up
+
+    def abort(self, row: int, now: float, reason: str) -> None:
+        """Stop a handover: what moves is cancelled, both engines give back what they hold, the request fails."""
+        self.give_up(row, now)
+        self.rooms.fail(row, now, reason)
+
+    def give_up(self, row: int, now: float, *, recompute: bool = False) -> None:
+        """Forget the request's KV. With ``recompute`` the decode engine computes the prompt itself."""
+        self.stop(row, now)
+        if self.columns.prefill_slot[row] >= 0:
+            self._free_source(row, now)
+        if self.columns.decode_slot[row] >= 0:
+            self._leave_target(row, recompute, now)
+
+    def stop(self, row: int, now: float) -> None:
+        """Cancel what moves of the request, and what would."""
+        self._given_up.add(row)
+        moving = self._moving.pop(row, None)
+        if moving is not None and self.rooms.transfers is not None:
+            self.rooms.transfers.cancel(moving, now)
+        if row in self._has_turn:
+            self.give_turn(row, now)
+
+    def _free_source(self, row: int, now: float) -> None:
+        slot = int(self.columns.prefill_slot[row])
+        self.columns.prefill_slot[row] = -1
+        self.rooms.workers[int(self.rooms.prefill_worker[row])].transfer_ended(slot, now)
+
+    def _leave_target(self, row: int, recompute: bool, now: float) -> None:
+        slot = int(self.columns.decode_slot[row])
+        self.columns.decode_slot[row] = -1
+        self.rooms.workers[int(self.rooms.decode_worker[row])].abandon(slot, recompute, now)

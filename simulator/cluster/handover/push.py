@@ -1,0 +1,38 @@
+"""The push of SGLang: memory at the decode engine first, then the prompt; each chunk leaves when it is done.
+
+Both engines get the request together. The decode engine takes memory for the whole prompt and says so; only then does
+the request join the prefill engine's queue. A decode engine without memory thus holds the prefill engine up, and memory
+stands idle at the decode engine while a prompt waits and is computed (sglang/srt/disaggregation: PreallocQueue,
+TransferQueue and BootstrapQueue).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from simulator.cluster.handover.streaming import Piece, Streaming
+from simulator.cluster.processes import Worker
+
+
+class Push(Streaming):
+    """Chunk by chunk, written by the prefill engine."""
+
+    def begin(self, row: int, source: Worker, now: float) -> None:
+        later = max(0.0, self.rooms.decode_before_s - self.rooms.entry_before_s)
+        self.columns.host_before_s[row] = later
+        if later > 0:
+            self.later(row, now + later, partial(self.ask_now, row))
+        else:
+            self.ask_now(row, now)
+
+    def receive(self, row: int, dst: int, now: float) -> None:
+        columns = self.columns
+        columns.wait_before_s[row] = now - columns.entered_s[row] - columns.host_before_s[row]
+        super().begin(row, self.rooms.workers[int(self.rooms.prefill_worker[row])], now)
+
+    def chunk(self, row: int, tokens: int, start_s: float, end_s: float) -> None:
+        if tokens < self.rooms.input_tokens[row]:
+            self.later(row, end_s, partial(self.offer, row, Piece(tokens, start_s, end_s, False)))
+
+    def hand_over(self, row: int, now: float) -> None:
+        self.offer(row, Piece(self.rooms.input_tokens[row], now, now, True), now)
