@@ -6,30 +6,72 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from simulator.cluster.schema import TransferMode
 from simulator.cluster.settings import FAMILIES, Family, Value
+from simulator.engine.engine import POLICIES
 from simulator.errors import TopologyError, unknown
 from simulator.resources import shipped
-from simulator.schema import read_yaml
+from simulator.schema import Schema, check, read_yaml
 from simulator.units import GIB
 
-_KEYS = ("name", "extends", "policy", "family", "version", "settings", "gpu_settings", "kv_transfer", "memory", "costs")
+Gib = Annotated[float, Field(ge=0, le=1e6)]
+Bytes = Annotated[float, Field(ge=0, le=1e15)]
+Seconds = Annotated[float, Field(ge=0, le=60)]
 
 
-@dataclass(frozen=True)
-class GpuSettings:
+class GpuSettings(Schema):
     """Defaults an engine takes on GPUs of at least this memory, those named in ``but_not`` left out."""
 
-    memory_at_least_gib: float
-    memory_below_gib: float
-    but_not: tuple[str, ...]
-    settings: Mapping[str, object]
+    memory_at_least_gib: Gib = 0.0
+    memory_below_gib: Gib = 1e6
+    but_not: tuple[str, ...] = ()
+    settings: dict[str, Any]
+    source: str = ""
 
     def applies(self, gpu: str, memory_bytes: float) -> bool:
         """Whether a GPU of this name and memory gets these defaults."""
         in_range = self.memory_at_least_gib * GIB <= memory_bytes < self.memory_below_gib * GIB
         return in_range and not any(part in gpu for part in self.but_not)
+
+
+class TransferFile(Schema):
+    """How an engine hands KV over unless a topology says otherwise; times replace those of the link's profile."""
+
+    mode: TransferMode = "pull"
+    setup_s: Seconds | None = None
+    per_descriptor_s: Seconds | None = None
+    layerwise_from_tokens: Annotated[int, Field(ge=0, le=10**9)] | None = None
+    source: str | None = None
+
+
+class MemoryFile(Schema):
+    """What beside weights and KV takes memory (``simulator.cluster.memory`` reads it)."""
+
+    bytes_per_logit: Bytes | None = None
+    runtime_bytes: Bytes | None = None
+    graph_bytes_per_layer: Bytes | None = None
+    communicator_bytes: Bytes | None = None
+    whole_windows: bool | None = None
+    sources: dict[str, str] = Field(default_factory=dict)
+
+
+class ProfileFile(Schema):
+    """The keys of an engine profile; ``costs`` are checked where they are read (``simulator.cost.engine_costs``)."""
+
+    name: str = ""
+    extends: str = ""
+    policy: str = ""
+    family: str
+    version: str = ""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    gpu_settings: tuple[GpuSettings, ...] = ()
+    kv_transfer: TransferFile = TransferFile()
+    memory: MemoryFile = MemoryFile()
+    costs: dict[str, Any] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,23 +111,27 @@ def load_profile(name: str, place: str = "engine") -> EngineProfile:
     path = Path(name) if name.endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
     if not path.is_file():
         raise TopologyError(unknown(place, "engine profile", name, profile_names()))
-    values = _merged(path, ())
-    family = str(values.get("family"))
-    if family not in FAMILIES:
-        raise TopologyError(unknown(str(path), "engine family", family, FAMILIES))
-    transfer = _transfer(values, path)
+    read = check(ProfileFile, _merged(path, ()), str(path), TopologyError)
+    if read.family not in FAMILIES:
+        raise TopologyError(unknown(str(path), "engine family", read.family, FAMILIES))
+    policy = read.policy or read.family
+    if policy not in POLICIES:
+        raise TopologyError(unknown(str(path), "policy", policy, POLICIES))
+    transfer = read.kv_transfer.model_dump(exclude_none=True)
+    if transfer.keys() - {"mode", "source"} and read.kv_transfer.source is None:
+        raise TopologyError(f"{path}: kv_transfer: key 'source' is missing; say where its numbers come from")
     return EngineProfile(
-        name=str(values.get("name", name)),
-        policy=str(values.get("policy", family)),
-        family=FAMILIES[family],
-        version=str(values.get("version", "")),
-        settings=_mapping(values, "settings", path),
-        gpu_settings=tuple(_gpu_settings(entry, path) for entry in values.get("gpu_settings", [])),
-        transfer_mode=str(transfer.get("mode", "pull")),
-        transfer_link={key: float(value) for key, value in transfer.items() if key.endswith("_s")},
-        layerwise_from_tokens=int(transfer.get("layerwise_from_tokens", 0)),
-        memory=_mapping(values, "memory", path),
-        costs=_mapping(values, "costs", path),
+        name=read.name or name,
+        policy=policy,
+        family=FAMILIES[read.family],
+        version=read.version,
+        settings=read.settings,
+        gpu_settings=read.gpu_settings,
+        transfer_mode=read.kv_transfer.mode,
+        transfer_link={key: value for key, value in transfer.items() if key.endswith("_s")},
+        layerwise_from_tokens=read.kv_transfer.layerwise_from_tokens or 0,
+        memory=read.memory.model_dump(exclude_none=True),
+        costs=read.costs,
         source=path.name,
     )
 
@@ -99,9 +145,6 @@ def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise TopologyError(f"{path}: extends itself")
     values = read_yaml(path, TopologyError)
-    for key in values:
-        if key not in _KEYS:
-            raise TopologyError(unknown(str(path), "key", key, _KEYS))
     if "extends" not in values:
         return values
     base = _merged(path.parent / f"{values['extends']}.yaml", (*seen, path))
@@ -109,35 +152,3 @@ def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
         base[key] = {**base[key], **value} if both else value
     return base
-
-
-def _mapping(values: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
-    found = values.get(key) or {}
-    if not isinstance(found, dict):
-        raise TopologyError(f"{path}: {key}: a mapping is needed, found {found!r}")
-    return found
-
-
-def _transfer(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The profile's ``kv_transfer``: its mode, and times that replace the link profile's, with their source."""
-    transfer = _mapping(values, "kv_transfer", path)
-    allowed = ("mode", "setup_s", "per_descriptor_s", "layerwise_from_tokens", "source")
-    for key in transfer:
-        if key not in allowed:
-            raise TopologyError(unknown(f"{path}: kv_transfer", "key", key, allowed))
-    if any(key not in ("mode", "source") for key in transfer) and "source" not in transfer:
-        raise TopologyError(f"{path}: kv_transfer: key 'source' is missing; say where its numbers come from")
-    return transfer
-
-
-def _gpu_settings(entry: Mapping[str, Any], path: Path) -> GpuSettings:
-    allowed = ("memory_at_least_gib", "memory_below_gib", "but_not", "settings", "source")
-    for key in entry:
-        if key not in allowed:
-            raise TopologyError(unknown(f"{path}: gpu_settings", "key", key, allowed))
-    return GpuSettings(
-        float(entry.get("memory_at_least_gib", 0.0)),
-        float(entry.get("memory_below_gib", "inf")),
-        tuple(entry.get("but_not", ())),
-        entry["settings"],
-    )

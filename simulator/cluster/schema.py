@@ -11,9 +11,9 @@ from simulator.models.precision import Parallel, Precision
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Workers = Annotated[int, Field(ge=1, le=100_000)]
 Degree = Annotated[int, Field(ge=1, le=10_000)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Dollars = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -88,7 +88,7 @@ class NetworkPart(Part):
     gpus_per_node: Count | None = None
     nvlink_gbyte_per_s: Positive | None = None
     efficiency: Annotated[float, Field(gt=0, le=1)] | None = None
-    oversubscription: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    oversubscription: Annotated[float, Field(ge=1, le=1e6, allow_inf_nan=False)] = 1.0
     placement: Literal["by_pool", "packed"] | None = None
     setup_s: Seconds | None = None
     per_descriptor_s: Seconds | None = None
@@ -98,7 +98,7 @@ class CompressionPart(Part):
     """KV cache made smaller for the wire, at the price of decoding it on arrival."""
 
     kind: Text = "custom"
-    ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+    ratio: Annotated[float, Field(ge=1, le=1e6, allow_inf_nan=False)]
     encode_s_per_token: Seconds = 0.0
     decode_s_per_token: Seconds = 0.0
     chunk_tokens: Count = 1500

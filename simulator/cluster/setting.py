@@ -16,6 +16,9 @@ FROM_PROFILE = "profile"
 #: Sizes that are worked out from the memory that is left.
 FROM_MEMORY = 0
 
+#: No setting is larger; what is, was written by mistake.
+LARGEST = 10**9
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -26,7 +29,7 @@ class Setting:
     unit: str
     doc: str
     minimum: float = -math.inf
-    maximum: float = math.inf
+    maximum: float = LARGEST
     choices: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     also: tuple[Value, ...] = ()
@@ -49,7 +52,7 @@ class Setting:
         if self.kind in ("true or false", "name"):
             return self.kind
         ends = [f"at least {self.minimum:g}"] if self.minimum > -math.inf else []
-        ends += [f"at most {self.maximum:g}"] if self.maximum < math.inf else []
+        ends += [f"at most {self.maximum:g}"] if self.maximum < LARGEST or not ends else []
         text = f"a {self.kind} {' and '.join(ends)}".rstrip()
         return text + "".join(f", or {value}" for value in self.also)
 

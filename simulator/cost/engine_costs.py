@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from simulator.resources import shipped
 from simulator.schema import Schema, check, read_yaml
 
 FOLDER = "hardware_profiles/engines"
+HostSeconds = Annotated[float, Field(ge=0, le=60)]
 
 
 class ExpertsFile(Schema):
@@ -33,19 +34,19 @@ class CostsFile(Schema):
 
     kernels: str
     overlap: bool
-    host_step_s: float = Field(ge=0)
-    host_seq_s: float = Field(ge=0)
-    step_gap_s: float = Field(ge=0)
-    seq_gap_s: float = Field(ge=0, default=0.0)
-    mixed_step_s: float = Field(ge=0)
-    mixed_layer_s: float = Field(ge=0)
-    mixed_gap_s: float = Field(ge=0)
-    mixed_graph_tokens: int = Field(ge=0, default=0)
-    eager_layer_s: float = Field(ge=0, default=0.0)
-    eager_moe_layer_s: float = Field(ge=0, default=0.0)
-    eager_mla_layer_s: float = Field(ge=0, default=0.0)
-    frontend_s: float = Field(ge=0)
-    detokenise_s: float = Field(ge=0)
+    host_step_s: HostSeconds
+    host_seq_s: HostSeconds
+    step_gap_s: HostSeconds
+    seq_gap_s: HostSeconds = 0.0
+    mixed_step_s: HostSeconds
+    mixed_layer_s: HostSeconds
+    mixed_gap_s: HostSeconds
+    mixed_graph_tokens: int = Field(ge=0, le=10**9, default=0)
+    eager_layer_s: HostSeconds = 0.0
+    eager_moe_layer_s: HostSeconds = 0.0
+    eager_mla_layer_s: HostSeconds = 0.0
+    frontend_s: HostSeconds
+    detokenise_s: HostSeconds
     decode_graph_sizes: tuple[int, ...] = ()
     fused_quantisation: bool = False
     fused_norm_all_reduce: bool = False

@@ -103,10 +103,10 @@ def _kernel(place: str, data: dict[Any, Any]) -> tuple[dict[str, float], str]:
     return numbers, source
 
 
-def _find_kernels(profile: GpuFile, folder: Path) -> KernelProfile | None:
+def _find_kernels(profile: GpuFile, file: Path) -> KernelProfile | None:
     """The GPU's own kernels if they lie beside its profile, else those of the GPU it names as ``kernels_from``, or of
     the one that GPU names in turn."""
-    own = folder / f"{profile.name}{KERNELS_SUFFIX}"
+    own = file.parent / f"{profile.name}{KERNELS_SUFFIX}"
     if own.is_file():
         return read_kernels(own, profile.name)
     names = _names()
@@ -114,7 +114,7 @@ def _find_kernels(profile: GpuFile, folder: Path) -> KernelProfile | None:
     while donor is not None and donor not in seen:
         path = names.get(_plain(donor))
         if path is None:
-            raise TopologyError(unknown(f"{profile.name}: kernels_from", "GPU", donor, list_gpus()))
+            raise TopologyError(unknown(f"{file}: kernels_from", "GPU", donor, list_gpus()))
         measured = path.with_name(f"{path.stem}{KERNELS_SUFFIX}")
         if measured.is_file():
             return read_kernels(measured, profile.name, path.stem)
@@ -125,7 +125,7 @@ def _find_kernels(profile: GpuFile, folder: Path) -> KernelProfile | None:
 
 def _gpu(path: Path) -> Gpu:
     profile = _read_gpu(path)
-    kernels = _find_kernels(profile, path.parent)
+    kernels = _find_kernels(profile, path)
     values = {field: getattr(profile, field) for field in GpuFile.model_fields if field not in _ABOUT}
     return Gpu(
         name=profile.name,

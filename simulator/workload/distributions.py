@@ -16,6 +16,8 @@ FloatArray = NDArray[np.float64]
 
 #: Gaps of zero stand here in log space.
 _SMALLEST = 1e-9
+#: No length and no gap is larger.
+_LARGEST = 1e9
 
 
 class Strict(BaseModel):
@@ -27,8 +29,8 @@ class Strict(BaseModel):
 class Component(Strict):
     """One lognormal of a mixture: its share, median, and standard deviation of the logarithm."""
 
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    median: Annotated[float, Field(gt=0)]
+    weight: Annotated[float, Field(gt=0, le=_LARGEST)] = 1.0
+    median: Annotated[float, Field(gt=0, le=_LARGEST)]
     sigma: Annotated[float, Field(ge=0, le=10)]
 
 
@@ -40,11 +42,11 @@ class Distribution(Strict):
     ``min``..``max``.
     """
 
-    constant: Annotated[float, Field(ge=0)] | None = None
+    constant: Annotated[float, Field(ge=0, le=_LARGEST)] | None = None
     quantiles: dict[float, float] | None = None
     lognormal: tuple[Component, ...] | None = None
-    min: Annotated[float, Field(ge=0)] = 0.0
-    max: Annotated[float, Field(gt=0)] = 1e9
+    min: Annotated[float, Field(ge=0, le=_LARGEST)] = 0.0
+    max: Annotated[float, Field(gt=0, le=_LARGEST)] = _LARGEST
 
     @model_validator(mode="after")
     def _one_way(self) -> Distribution:
@@ -100,6 +102,8 @@ def _check_quantiles(quantiles: dict[float, float]) -> None:
     values = [quantiles[p] for p in chances]
     if values[0] < 0 or any(b < a for a, b in pairwise(values)):
         raise ValueError("quantiles must not fall, and must not be negative")
+    if values[-1] > _LARGEST:
+        raise ValueError(f"quantiles must not be above {_LARGEST:g}")
 
 
 def stream(seed: int, *purpose: int) -> np.random.Generator:

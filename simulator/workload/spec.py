@@ -7,15 +7,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from simulator.errors import TraceError, unknown
+from simulator.schema import read_yaml
 from simulator.workload.arrivals import MAX_CV, MAX_RATE_PER_S
 from simulator.workload.checks import MAX_REQUESTS, MAX_TOKENS
 from simulator.workload.distributions import Distribution, Strict
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, le=1e9)]
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 
 
@@ -84,7 +84,7 @@ class TraceSpec(Strict):
     name: Annotated[str, Field(min_length=1, max_length=80)]
     source: str = ""
     requests: Annotated[int, Field(ge=1, le=MAX_REQUESTS)]
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     arrivals: ArrivalSpec
     input_tokens: Distribution
     output_tokens: Distribution
@@ -101,21 +101,7 @@ def read_spec(spec: TraceSpec | Mapping[str, Any] | str | os.PathLike[str]) -> T
     if isinstance(spec, Mapping):
         return _checked(dict(spec), "spec")
     path = Path(spec)
-    try:
-        read = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise TraceError(f"{path}: is not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark is not None else ""
-        raise TraceError(
-            f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or 'cannot be read'}"
-        ) from None
-    if not isinstance(read, dict):
-        raise TraceError(f"{path}: holds no keys; needed: name, requests, arrivals, input_tokens, output_tokens")
-    return _checked(read, str(path))
+    return _checked(read_yaml(path, TraceError), str(path))
 
 
 def _checked(values: dict[str, Any], place: str) -> TraceSpec:

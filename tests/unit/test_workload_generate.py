@@ -233,9 +233,9 @@ def test_bad_specs(spec: dict[str, Any], expected: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (b"name: [", "spec.yaml:1: not valid YAML"),
-        (b"- 1\n", "holds no keys"),
-        (b"", "holds no keys"),
+        (b"name: [", "spec.yaml, line 2: not valid YAML"),
+        (b"- 1\n", "expected 'key: value' lines"),
+        (b"", "expected 'key: value' lines"),
         (b"\xff", "is not UTF-8"),
         (b"name: t\nrequest: 5\n", "spec.yaml: unknown key 'request' (did you mean 'requests'?)"),
     ],
