@@ -26,6 +26,7 @@ from simulator.files import dumps, output_file, replacing, write_text
 from simulator.metrics.frame import requests_frame
 from simulator.metrics.slo import SLO
 from simulator.metrics.summary import Entry, flat_entry, summarise
+from simulator.planning.around import BUDGET, Around, around
 from simulator.report.document import Document, distinct_names, document, trace_entry
 from simulator.report.output import write_results
 from simulator.report.terminal import render
@@ -119,6 +120,38 @@ class Comparison:
         if path is not None:
             write_text(output_file(path, "path"), text)
         return text
+
+    def around(
+        self, *, budget: int = BUDGET, levels: Sequence[float] | None = None, progress: Progress | None = None
+    ) -> Around:
+        """Latency against rate (``curve``) and where disaggregation pays (``map``), in about ``budget`` requests.
+
+        ``levels``: rates to try (requests/s; clients in a closed loop) in place of those found here.
+        """
+        plans = {result.name: result.plan for result in self.results if result.plan is not None}
+        terms, first = self.terms, self.results[0].run
+        return around(first, plans, terms.slo, terms.warmup_s, budget=budget, levels=levels, progress=progress)
+
+    def report(
+        self,
+        path: str | os.PathLike[str],
+        around: Around | None = None,
+        *,
+        document: Document | None = None,
+        command: str = "",
+    ) -> None:
+        """Write the result as one HTML page that works offline; ``around`` is made with its defaults when not given.
+
+        ``document`` stands in for the result JSON where more is to be said in it; ``command`` is shown on the page.
+        """
+        from simulator.report.page.material import Material
+        from simulator.report.page.page import write_page
+
+        file = output_file(path, "path")
+        plans = {result.name: result.plan for result in self.results if result.plan is not None}
+        runs, terms = [result.run for result in self.results], self.terms
+        besides = self.around() if around is None else around
+        write_page(file, Material(document or self.document, runs, plans, terms.slo, terms.warmup_s, besides, command))
 
     def timeline(self, path: str | os.PathLike[str], start_s: float = 0.0) -> str:
         """Write the runs (made with ``log_steps=True``) as a timeline for Perfetto, from ``start_s`` on.

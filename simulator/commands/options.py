@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -50,6 +51,16 @@ class RunOptions:
     json: Annotated[
         str | None, Parameter(help="write the result as JSON to a file, or - for stdout", allow_leading_hyphen=True)
     ] = None
+    report: Annotated[
+        str | None, Parameter(help="write the result as one HTML page with charts, which works offline")
+    ] = None
+    report_rates: Annotated[
+        str | None,
+        Parameter(help="rates the report tries, as 2,4,8 (requests/s; clients with closed:N), in place of its own"),
+    ] = None
+    report_budget: Annotated[
+        int, Parameter(help="requests the report simulates besides, for other rates and prompt lengths; 0: none")
+    ] = 60_000
     timeline: Annotated[
         str | None, Parameter(help="write every batch, transfer and request as a timeline for ui.perfetto.dev (JSON)")
     ] = None
@@ -90,3 +101,32 @@ def json_target(text: str | None, option: str = "--json") -> str | None:
     if text is not None and text.startswith("-") and text != "-":
         raise InputError(f"{option}: '{text}' is an option; give a file name, or - for stdout")
     return text
+
+
+def parse_levels(text: str | None, option: str = "--report-rates") -> tuple[float, ...] | None:
+    """``2,4,8`` as numbers above 0."""
+    if text is None:
+        return None
+    found = []
+    for part in text.split(","):
+        try:
+            value = float(part)
+        except ValueError:
+            value = math.nan
+        if not 0 < value <= 1e6:
+            raise InputError(f"{option}: '{part.strip()}'; allowed: numbers above 0 up to 1e+06, as 2,4,8")
+        found.append(value)
+    return tuple(found)
+
+
+def command_of(trace: str, options: RunOptions) -> str:
+    """The command line that these options stand for, without those that only say where to write."""
+    words = ["simulate", trace]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value == field.default or field.name in ("out", "json", "report", "timeline", "timeline_start", "quiet"):
+            continue
+        name = "--set" if field.name == "change" else f"--{field.name.replace('_', '-')}"
+        for one in value if isinstance(value, tuple) else (value,):
+            words += [name, str(one)]
+    return shlex.join(words)

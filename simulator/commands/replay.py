@@ -9,11 +9,12 @@ from typing import Any
 
 from simulator.api import Comparison, Result, each
 from simulator.cluster.topology import topology_names
-from simulator.commands.options import RunOptions, json_target, parse_columns, parse_seconds
+from simulator.commands.options import RunOptions, command_of, json_target, parse_columns, parse_levels, parse_seconds
 from simulator.commands.talk import Bar, Talk
 from simulator.errors import InputError, RunInterruptedError
 from simulator.files import dumps, output_file, output_folder, write_text
 from simulator.metrics.slo import SLO
+from simulator.planning.around import BUDGET
 from simulator.report.terminal import print_report
 from simulator.workload.arrivals import Arrivals, parse_arrivals
 from simulator.workload.load import load_trace
@@ -30,6 +31,7 @@ class _Job:
     json: str | None
     load: Mapping[str, Any]
     timeline_start_s: float
+    report_levels: tuple[float, ...] | None
 
 
 def replay(trace: str, options: RunOptions) -> int:
@@ -53,7 +55,10 @@ def replay(trace: str, options: RunOptions) -> int:
     )
     results, interrupted = _simulate(runs, options.topology, talk, bar)
     if results:
-        _hand_over(Comparison(tuple(results)), job, options, talk, interrupted=interrupted)
+        found = Comparison(tuple(results))
+        _hand_over(found, job, options, talk, interrupted=interrupted)
+        if options.report is not None:
+            _report(found, (trace, options), job, talk, interrupted=interrupted)
     if interrupted:
         kept = f"{len(results)} of {len(options.topology)} topologies finished and kept"
         raise RunInterruptedError(f"interrupted; {kept if results else 'nothing was finished'}")
@@ -71,8 +76,14 @@ def _read(options: RunOptions) -> _Job:
     target = json_target(options.json)
     if target not in (None, "-"):
         output_file(str(target), "--json")
-    if options.timeline is not None:
-        output_file(options.timeline, "--timeline")
+    for name in ("timeline", "report"):
+        if getattr(options, name) is not None:
+            output_file(getattr(options, name), f"--{name}")
+    levels = parse_levels(options.report_rates)
+    if options.report is None and (levels or options.report_budget != BUDGET):
+        raise InputError("--report-rates and --report-budget have no effect without --report PAGE.html")
+    if options.report_budget < 0:
+        raise InputError(f"--report-budget: {options.report_budget}; allowed: whole numbers from 0")
     if options.timeline_start is not None and options.timeline is None:
         raise InputError("--timeline-start has no effect without --timeline FILE.json")
     if options.out is not None:
@@ -81,7 +92,7 @@ def _read(options: RunOptions) -> _Job:
     load |= {f"{name}_s": parse_seconds(getattr(options, name), f"--{name}") for name in ("start", "duration")}
     timeline_start = parse_seconds(options.timeline_start, "--timeline-start") or 0.0
     slo = SLO() if options.slo is None else SLO.parse(options.slo)
-    return _Job(arrivals, slo, parse_seconds(options.warmup, "--warmup") or 0.0, target, load, timeline_start)
+    return _Job(arrivals, slo, parse_seconds(options.warmup, "--warmup") or 0.0, target, load, timeline_start, levels)
 
 
 def _load(trace: str, options: RunOptions, job: _Job) -> Trace:
@@ -128,3 +139,16 @@ def _hand_over(found: Comparison, job: _Job, options: RunOptions, talk: Talk, *,
     else:
         print_report(document, sys.stdout)
     sys.stdout.flush()
+
+
+def _report(found: Comparison, asked: tuple[str, RunOptions], job: _Job, talk: Talk, *, interrupted: bool) -> None:
+    """The page comes last: what it simulates besides must not hold up the result."""
+    trace, options = asked
+    assert options.report is not None
+    bar = talk.bar()
+    with bar.doing("report"):
+        budget = 0 if interrupted else options.report_budget
+        besides = found.around(budget=budget, levels=job.report_levels, progress=bar.callback)
+    document = {**found.document, "interrupted": True} if interrupted else found.document
+    found.report(options.report, besides, document=document, command=command_of(trace, options))
+    talk.notes([f"wrote {options.report}"])

@@ -38,6 +38,15 @@ class Cell:
         return a / b if b > 0 else float("inf")
 
     @property
+    def gain(self) -> float:
+        """Share of requests that disaggregation serves well and colocation does not (negative: the other way round).
+
+        Shares are per GPU of the smaller cluster: twice the GPUs must serve twice as many to be level.
+        """
+        fewest = min((entry["gpus"] for entry in (self.colocated, self.disaggregated) if entry), default=1)
+        return (_good_per_gpu(self.disaggregated) - _good_per_gpu(self.colocated)) * fewest
+
+    @property
     def winner(self) -> str:
         """``colocated``, ``disaggregated``, ``tie`` or ``neither``."""
         ratio = self.ratio

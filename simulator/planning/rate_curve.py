@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -106,15 +106,15 @@ def rate_curve(
         for level in sorted(levels):
             try_at(level / given)
     else:
-        _search(try_at, bool(offer.slo))
+        _search(try_at, bool(offer.slo), further=not offer.closed or bool(offer.slo))
     distinct = {(p.topology, p.level): p for p in points}  # few clients: multiples may round to the same number
     return RateCurve(tuple(distinct.values()), len(cut.trace), given, offer.closed, bool(offer.slo))
 
 
-def _search(try_at: object, has_targets: bool) -> None:
-    assert callable(try_at)
+def _search(try_at: Callable[[float], list[RatePoint]], has_targets: bool, further: bool) -> None:
+    """Try what is always tried, then ``further`` up and down until every cluster has given in and none has."""
     tried = {times: try_at(times) for times in ALWAYS}
-    for times in FASTER:
+    for times in FASTER if further else ():
         if all(gave_in(point, has_targets) for point in tried[max(tried)]):
             break
         tried[times] = try_at(times)

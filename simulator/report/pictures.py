@@ -225,7 +225,7 @@ def load_figure(runs: Sequence[RunResult], names: Sequence[str], warmup_s: float
             axes[0][column].set_title(name)
             for row, (field, label) in enumerate(rows):
                 axis = axes[row][column]
-                _pool_lines(axis, run, field, _bin_s(runs))
+                _pool_lines(axis, run, field, bin_width_s(runs))
                 if column == 0:
                     axis.set_ylabel(label)
                 if warmup_s > 0:
@@ -239,7 +239,7 @@ def load_figure(runs: Sequence[RunResult], names: Sequence[str], warmup_s: float
             )
         for axis in (axes[0][0], axes[2][0]):
             axis.set_ylim(bottom=0)  # shared along the row
-        window = target(_bin_s(runs))
+        window = target(bin_width_s(runs))
         note = f"sums over a pool's workers, averaged over {window}; KV: mean, shaded up to the fullest worker"
         _head(figure, "Load over time", f"{heading}\n{note}" + ("; grey: warm-up" if warmup_s > 0 else ""))
         return figure
@@ -251,8 +251,8 @@ def _pool_lines(axis: Axes, run: RunResult, field: str, step_s: float) -> None:
         members = [series for series in run.series if series.pool == pool]
         if not any(series.time_s.size for series in members):
             continue
-        grid = np.arange(0.0, _end_s([run]) + step_s, step_s)
-        table = np.array([_means(series.time_s, getattr(series, field), grid) for series in members])
+        grid = np.arange(0.0, end_of([run]) + step_s, step_s)
+        table = np.array([bin_means(series.time_s, getattr(series, field), grid) for series in members])
         grid = grid[:-1] + step_s / 2
         colour = COLOURS[number % len(COLOURS)]
         label = f"{pool} ({members[0].role})" if members[0].role not in pool else pool
@@ -264,18 +264,18 @@ def _pool_lines(axis: Axes, run: RunResult, field: str, step_s: float) -> None:
             axis.plot(grid, table.sum(axis=0), color=colour, linewidth=1.3, label=label)
 
 
-def _end_s(runs: Sequence[RunResult]) -> float:
+def end_of(runs: Sequence[RunResult]) -> float:
     return max((float(s.time_s[-1]) for run in runs for s in run.series if s.time_s.size), default=1.0) or 1.0
 
 
-def _bin_s(runs: Sequence[RunResult]) -> float:
+def bin_width_s(runs: Sequence[RunResult]) -> float:
     """Width of a time bin: a round number that makes 150 to 400 of them."""
-    rough = _end_s(runs) / 400
+    rough = end_of(runs) / 400
     scale = 10.0 ** np.floor(np.log10(rough))
     return float(next(scale * step for step in (1, 2, 5, 10) if scale * step >= rough))
 
 
-def _means(time_s: Floats, values: Any, grid: Floats) -> Floats:
+def bin_means(time_s: Floats, values: Any, grid: Floats) -> Floats:
     """Averages between ``grid`` times: a sample holds until the next one; 0 before the first."""
     if len(time_s) == 0:
         return np.zeros(grid.size - 1)

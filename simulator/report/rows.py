@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from simulator.metrics.compare import best
 from simulator.metrics.slo import TARGETS
 from simulator.metrics.summary import Entry, per_gpu
 from simulator.metrics.wording import count, percent, rate, seconds
@@ -138,3 +139,12 @@ def _by_pool(key: str, write: Callable[[Any], str]) -> Cell:
         return one(pools[0]) if len(pools) == 1 else "\n".join(f"{pool['name']} {one(pool)}" for pool in pools)
 
     return cell
+
+
+def best_of_rows(entries: Sequence[Entry]) -> dict[str, list[str]]:
+    """Metric to names of the best; a row in which all tie marks nobody."""
+    if len(entries) < 2:
+        return {}
+    metrics = {row.metric for row in rows(entries) if row.metric}
+    found = {metric: best(entries, metric) for metric in metrics}
+    return {metric: names for metric, names in found.items() if len(names) < len(entries)}

@@ -7,11 +7,10 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
-from simulator.metrics.compare import best
 from simulator.metrics.slo import TARGETS
 from simulator.metrics.summary import Entry
 from simulator.metrics.wording import count, percent, rate, seconds, target
-from simulator.report.rows import rows
+from simulator.report.rows import best_of_rows, rows
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +44,7 @@ def print_report(document: Mapping[str, Any], file: IO[str], *, width: int | Non
     entries: Sequence[Entry] = document["topologies"]
     if not entries:
         return
-    marked = {name: set(names) for name, names in _best(entries).items()}
+    marked = {name: set(names) for name, names in best_of_rows(entries).items()}
     for group in _fitting(entries, page):
         console.print()
         show_table(console, _table(group, entries, marked))
@@ -94,15 +93,6 @@ def show_table(console: Console, table: Table) -> None:
     console.width = max(page, needed)  # rich would cut the table to the page
     console.print(table, width=max(needed, 1), soft_wrap=needed > page)
     console.width = page
-
-
-def _best(entries: Sequence[Entry]) -> dict[str, list[str]]:
-    """Metric to names of the best; a row in which all tie marks nobody."""
-    if len(entries) < 2:
-        return {}
-    metrics = {row.metric for row in rows(entries) if row.metric}
-    found = {metric: best(entries, metric) for metric in metrics}
-    return {metric: names for metric, names in found.items() if len(names) < len(entries)}
 
 
 def _fitting(entries: Sequence[Entry], page: int) -> Iterator[list[int]]:
