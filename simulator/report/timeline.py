@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -182,9 +181,11 @@ class _Writer:
             )
             if not np.isnan(column[row])
         ]
-        for (_, start), (name, end) in pairwise(marks):
-            if end > start:
-                yield name, start, end
+        reached = marks[0][1]
+        for name, end in marks[1:]:
+            if end > reached:  # KV sent layer by layer is hidden behind the prefill
+                yield name, reached, end
+                reached = end
 
     def _request(self, row: int) -> Iterator[Event]:
         record = self._run.record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import defaultdict
 from itertools import pairwise
@@ -12,7 +13,7 @@ import pytest
 from simulator.api import compare, simulate
 from simulator.cluster.steps import WorkerSteps, batch_sums
 from simulator.errors import InputError
-from simulator.report.timeline import window_of, write_timeline
+from simulator.report.timeline import timeline_events, window_of, write_timeline
 from simulator.workload.trace import Trace
 
 STEP = {"kind": "affine", "base_s": 0.01, "per_token_s": 1e-5}
@@ -119,6 +120,18 @@ def test_tokens_of_batches_are_those_of_the_run(made):
 
 def test_keeping_steps_changes_no_figure():
     assert simulate(small_trace(), SPLIT, log_steps=True).to_json() == simulate(small_trace(), SPLIT).to_json()
+
+
+def test_what_is_hidden_behind_the_prefill_opens_no_slice_of_its_own(made):
+    run = made[0].results[1].run
+    early = dataclasses.replace(run.moments, kv_start_s=run.moments.prefill_start_s)
+    events = list(timeline_events([dataclasses.replace(run, moments=early)], window_of([run])))
+    begun = [e for e in events if e["ph"] == "b" and e["id"] == 0 and e["name"] != f"request {run.trace.request_id[0]}"]
+    ended = [e for e in events if e["ph"] == "e" and e["id"] == 0]
+    assert [e["name"] for e in begun] == ["queue", "prefill", "KV transfer", "first token", "decode"][
+        int(begun[0]["name"] != "queue") :
+    ]
+    assert [e["ts"] for e in begun[1:]] == [e["ts"] for e in ended[: len(begun) - 1]]
 
 
 def test_preempted_requests_are_shown():
