@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simulator.calibration.measure.cases import Group, copies_of, heads_of, numbers, paged_caches
+from simulator.calibration.measure.cases import STEADY_TOKENS, Group, copies_of, heads_of, numbers, paged_caches
 from simulator.calibration.measure.ops import Ops, Work
 from simulator.calibration.measure.plan import Plan
 from simulator.calibration.measure.store import Case
@@ -30,7 +30,8 @@ def _prefill(ops: Ops, case: Case) -> Work:
     out = ops.empty((batch * new, q * width))
     starts = ops.integers([i * new for i in range(batch + 1)])
     library = str(case["library"])
-    return Work(lambda i: ops.prefill_attention(qkv, starts, new, caches[i], out, library), copies)
+    steady = batch * new >= STEADY_TOKENS
+    return Work(lambda i: ops.prefill_attention(qkv, starts, new, caches[i], out, library), copies, steady=steady)
 
 
 def _dense_cases(plan: Plan, ops: Ops) -> list[Case]:
@@ -52,7 +53,7 @@ def _dense(ops: Ops, case: Case) -> Work:
     def run(i: int) -> None:
         ops.dense_attention(arrays[0], arrays[1], arrays[2], library)
 
-    return Work(run)
+    return Work(run, steady=batch * new >= STEADY_TOKENS)
 
 
 def _decode_cases(plan: Plan, ops: Ops) -> list[Case]:
@@ -96,7 +97,7 @@ def _mixed(ops: Ops, case: Case) -> Work:
     rows = seqs + new
     qkv, out = ops.random((rows, (q + 2 * kv) * width)), ops.empty((rows, q * width))
     starts, library = ops.integers([*range(seqs + 1), rows]), str(case["library"])
-    return Work(lambda i: ops.prefill_attention(qkv, starts, new, caches[i], out, library), copies)
+    return Work(lambda i: ops.prefill_attention(qkv, starts, new, caches[i], out, library), copies, steady=True)
 
 
 PREFILL = Group("prefill_attention", _prefill_cases, lambda plan, ops, case: _prefill(ops, case))

@@ -13,6 +13,8 @@ from simulator.calibration.measure.store import Case
 #: Copies rotate through this many times the last cache.
 COLD = 3.0
 MOST_COPIES = 64
+#: From so many tokens on, products and attention over prompts compute enough to be held back by power.
+STEADY_TOKENS = 192
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simulator.calibration.measure.cases import Group, copies_of, numbers
+from simulator.calibration.measure.cases import STEADY_TOKENS, Group, copies_of, numbers
 from simulator.calibration.measure.ops import Ops, Work
 from simulator.calibration.measure.plan import Plan
 from simulator.calibration.measure.store import Case
@@ -17,7 +17,7 @@ def _bf16(ops: Ops, case: Case) -> Work:
     x, out = ops.random((m, k)), ops.empty((m, n))
     copies = copies_of(ops, n * k * 2.0)
     weights = [ops.weights((n, k), "bf16", i) for i in range(copies)]
-    return Work(lambda i: ops.matmul(x, weights[i], out), copies)
+    return Work(lambda i: ops.matmul(x, weights[i], out), copies, steady=m >= STEADY_TOKENS)
 
 
 def _fp8(ops: Ops, case: Case) -> Work:
@@ -33,7 +33,7 @@ def _fp8(ops: Ops, case: Case) -> Work:
         ops.quantise(x, small, scales)
         ops.matmul_fp8(small, one, weights[i], out)
 
-    return Work(run, copies)
+    return Work(run, copies, steady=m >= STEADY_TOKENS)
 
 
 def _fp8_cases(plan: Plan, ops: Ops) -> list[Case]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from simulator.calibration.measure.cases import Group, numbers
+from simulator.calibration.measure.cases import STEADY_TOKENS, Group, numbers
 from simulator.calibration.measure.ops import OWN, Array, Ops, Paged, Work
 from simulator.calibration.measure.plan import ModelShape, Plan, StepCase
 from simulator.calibration.measure.store import Case
 
 #: Sets of weights a lone layer rotates through.
 LAYER_COPIES = 6
+#: Sets of expert choices that layers take in turn.
+CHOICES = 8
 
 
 class StepRun:
@@ -36,6 +38,7 @@ class StepRun:
         ops, model, tokens = self.ops, self.model, self.tokens
         if model.experts:
             self.router = ops.empty((tokens, model.experts))
+            self.choices = [ops.random((tokens, model.experts)) for _ in range(CHOICES)]
             self.chosen = ops.empty((tokens, model.top_k), "int")
             self.shares = ops.empty((tokens, model.top_k), "fp32")
         else:
@@ -109,7 +112,8 @@ class StepRun:
             self._multiply(self.narrow, self.x, index)
             return
         self._multiply(self.normed, self.router, index)
-        ops.choose(self.router, m.top_k, self.chosen, self.shares)
+        # tokens of random weights grow alike, and would all choose the same experts: choices are drawn apart
+        ops.choose(self.choices[index % len(self.choices)], m.top_k, self.chosen, self.shares)
         up = ops.weights((m.experts, 2 * m.expert_ffn, m.hidden), "bf16", index)
         down = ops.weights((m.experts, m.hidden, m.expert_ffn), "bf16", index)
         ops.experts(self.normed, self.chosen, self.shares, (up, down), self.x)
@@ -157,12 +161,12 @@ def _run_of(plan: Plan, ops: Ops, case: Case) -> StepRun:
 
 def _step(plan: Plan, ops: Ops, case: Case) -> Work:
     run = _run_of(plan, ops, case)
-    return Work(lambda i: run.step(), eager=case["mode"] == "eager")
+    return Work(lambda i: run.step(), eager=case["mode"] == "eager", steady=run.tokens >= STEADY_TOKENS)
 
 
 def _layer(plan: Plan, ops: Ops, case: Case) -> Work:
     run = _run_of(plan, ops, case)
-    return Work(run.layer, LAYER_COPIES, eager=case["mode"] == "eager")
+    return Work(run.layer, LAYER_COPIES, eager=case["mode"] == "eager", steady=run.tokens >= STEADY_TOKENS)
 
 
 STEPS = Group("step", _cases, _step)

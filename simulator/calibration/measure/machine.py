@@ -85,7 +85,8 @@ def steady_power(ops: Ops, work: Work) -> dict[str, object]:
 
     reader = threading.Thread(target=read)
     reader.start()
+    timing = ops.time(work, STEADY_S)
     while reader.is_alive():
-        ops.time(work, STEADY_S)
+        timing = ops.time(work, STEADY_S)
     reader.join()
-    return {f"{name}_readings": values for name, values in found.items()}
+    return {"steady_s": timing.median_s, **{f"{name}_readings": values for name, values in found.items()}}

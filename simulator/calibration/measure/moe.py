@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.calibration.measure.cases import Group, copies_of, numbers
+from simulator.calibration.measure.cases import STEADY_TOKENS, Group, copies_of, numbers
 from simulator.calibration.measure.ops import Array, Ops, Work
 from simulator.calibration.measure.plan import Plan
 from simulator.calibration.measure.store import Case
@@ -42,7 +42,7 @@ def _prepare(ops: Ops, case: Case) -> Work:
     ]
     x, out, shares = ops.random((tokens, hidden)), ops.empty((tokens, hidden)), ops.empty((tokens, top_k), "fp32")
     shares[:] = 1.0 / top_k
-    return Work(lambda i: ops.experts(x, ids[i], shares, weights[i], out), copies)
+    return Work(lambda i: ops.experts(x, ids[i], shares, weights[i], out), copies, steady=tokens >= STEADY_TOKENS)
 
 
 EXPERTS = Group("experts", _cases, lambda plan, ops, case: _prepare(ops, case))

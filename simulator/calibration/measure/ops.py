@@ -28,11 +28,13 @@ class Timing:
 @dataclass(frozen=True)
 class Work:
     """Something to time. ``run(i)`` does it once on the ``i``-th of ``copies`` sets of data, so that caches do not
-    flatter. ``eager``: launch by launch from the host, not replayed from a graph."""
+    flatter. ``eager``: launch by launch from the host, not replayed from a graph. ``steady``: after a while of the same
+    work, at the clocks that power allows for long; work that computes much runs faster in a short burst."""
 
     run: Callable[[int], None]
     copies: int = 1
     eager: bool = False
+    steady: bool = False
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ PINNED = 2**30
 #: A graph is filled with launches until it takes this long; copies rotate up to the second.
 GRAPH_S, ROTATE_S, MOST_LAUNCHES = 4e-4, 3e-3, 128
 FEWEST, MOST_SAMPLES = 7, 60
+#: Work that is to be steady runs for so long, but at most so often, before it is timed.
+SETTLE_S, MOST_SETTLING = 0.08, 2000
 _QUERY = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
 _STATE = ("sm_mhz", "memory_mhz", "power_w", "temperature_c")
 
@@ -196,7 +198,7 @@ class TorchOps:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
     def dense_libraries(self) -> tuple[str, ...]:
-        return ("cudnn", "flash") if self.kind == "cuda" else ("math",)
+        return ("cudnn",) if self.kind == "cuda" else ("math",)
 
     def decode_attention(self, qkv: Array, q_heads: int, cache: Paged, out: Array, library: str = OWN) -> None:
         if library == OWN:
@@ -265,14 +267,22 @@ class TorchOps:
             work.run(i % work.copies)
         rough = self._event_seconds(lambda: work.run(0), 2)[-1]
         if work.eager:
+            self._settle(work, lambda: work.run(0), rough)
             count = max(FEWEST, min(MOST_SAMPLES, int(seconds / rough)))
             return summary(self._event_seconds(lambda: work.run(0), count))
         graph, launches = self._graph(work, rough)
+        self._settle(work, graph.replay, rough * launches)
         once = self._event_seconds(graph.replay, 2)[-1]
         count = max(FEWEST, min(MOST_SAMPLES, int(seconds / once)))
         found = summary([s / launches for s in self._event_seconds(graph.replay, count)])
         graph.reset()
         return found
+
+    def _settle(self, work: Work, run: Callable[[], None], rough: float) -> None:
+        if work.steady:
+            for _ in range(min(math.ceil(SETTLE_S / rough), MOST_SETTLING)):
+                run()
+            torch.cuda.synchronize(self.device)
 
     def _event_seconds(self, run: Callable[[], None], count: int) -> list[float]:
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
