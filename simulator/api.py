@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from simulator.cluster.assembly import assemble
+from simulator.cluster.limits import Limits
 from simulator.cluster.plan import ClusterPlan
 from simulator.cluster.result import REJECTED, RunResult
 from simulator.cluster.run import RunOptions
@@ -47,7 +48,7 @@ Progress = Callable[[float], None]
 @dataclasses.dataclass(frozen=True)
 class Terms:
     """What a run is judged by. ``load`` tells more of what was offered, for the result's ``trace``; ``overrides`` what
-    was changed in the topology; ``log_steps``: every batch is kept, for a timeline."""
+    was changed in the topology; ``log_steps``: every batch is kept, for a timeline; ``limits``: of each run."""
 
     slo: SLO = dataclasses.field(default_factory=SLO)
     seed: int = 0
@@ -55,6 +56,7 @@ class Terms:
     load: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     log_steps: bool = False
+    limits: Limits = dataclasses.field(default_factory=Limits)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -234,6 +236,7 @@ def simulate(
     warmup_s: float = 0.0,
     overrides: Iterable[str] = (),
     log_steps: bool = False,
+    limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Offer ``trace`` to ``topology`` and tell when each token came.
@@ -242,12 +245,13 @@ def simulate(
     path, a shipped name, a mapping, or a Topology; ``overrides`` change it (``path.to.key=value``). ``slo``: targets,
     as ``"ttft=2s,tpot=50ms"`` or ``SLO(ttft_s=2)``. ``arrivals``: ``trace``, ``poisson:4``, ``gamma:4:2``,
     ``closed:16`` or ``at-once``. ``warmup_s`` is simulated but not counted. ``log_steps``: keep every batch,
-    for ``timeline``. Same arguments, same result, to the byte.
+    for ``timeline``. ``limits``: stop after so much time or memory, with what was simulated by then. Same arguments,
+    same result, to the byte (unless a limit is reached).
 
     Raises InputError (TraceError, TopologyError) for anything that cannot be used, before the clock starts.
     """
     options = {"slo": slo, "seed": seed, "arrivals": arrivals, "warmup_s": warmup_s, "overrides": overrides}
-    return next(each(trace, [topology], log_steps=log_steps, progress=progress, **options))  # type: ignore[arg-type]
+    return next(each(trace, [topology], log_steps=log_steps, limits=limits, progress=progress, **options))  # type: ignore[arg-type]
 
 
 def compare(
@@ -260,6 +264,7 @@ def compare(
     warmup_s: float = 0.0,
     overrides: Iterable[str] = (),
     log_steps: bool = False,
+    limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Offer the same requests at the same times to several topologies; arguments as for ``simulate``."""
@@ -268,7 +273,7 @@ def compare(
     if not topologies:
         raise InputError("compare: the list of topologies is empty; give one or more")
     options = {"slo": slo, "seed": seed, "arrivals": arrivals, "warmup_s": warmup_s, "overrides": overrides}
-    return Comparison(tuple(each(trace, topologies, log_steps=log_steps, progress=progress, **options)))  # type: ignore[arg-type]
+    return Comparison(tuple(each(trace, topologies, log_steps=log_steps, limits=limits, progress=progress, **options)))  # type: ignore[arg-type]
 
 
 def each(
@@ -282,6 +287,7 @@ def each(
     overrides: Iterable[str] = (),
     load: Mapping[str, Any] | None = None,
     log_steps: bool = False,
+    limits: Limits | None = None,
     progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Iterator[Result]:
@@ -300,7 +306,13 @@ def each(
     _check_warmup(apply_arrivals(read, how, seed), how, warmup_s)
     if log_steps:
         _check_steps(read)
-    runs = _runs(read, plans, how, Terms(targets, seed, float(warmup_s), load or {}, overrides, log_steps), progress)
+    runs = _runs(
+        read,
+        plans,
+        how,
+        Terms(targets, seed, float(warmup_s), load or {}, overrides, log_steps, limits or Limits()),
+        progress,
+    )
     return runs if all(ready(plan) for plan in plans) else _after_a_word(runs, tell or _to_stderr)
 
 
@@ -327,7 +339,7 @@ def run_cluster(
 ) -> RunResult:
     """The one place that starts a simulation."""
     gaps = terms.slo.itl_p99_s is not None
-    options = RunOptions(logging=terms.log_steps, slo_itl=gaps, progress=progress)
+    options = RunOptions(logging=terms.log_steps, slo_itl=gaps, progress=progress, limits=terms.limits)
     return run_plan(plan, trace, arrivals, seed=terms.seed, options=options)
 
 

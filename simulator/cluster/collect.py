@@ -52,7 +52,7 @@ def collect(cluster: Cluster, seed: int, arrivals: str) -> RunResult:
         pools=_pools(cluster, last - first),
         network=_network(cluster, last - first),
         cache=_cache(cluster),
-        warnings=plan.warnings,
+        warnings=cluster.warnings,
         seed=seed,
         arrivals=arrivals,
         first_arrival_s=first,

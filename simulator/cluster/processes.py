@@ -16,6 +16,9 @@ from simulator.engine.engine import Engine, News
 from simulator.engine.state import NEVER
 from simulator.network.fabric import Fabric, Pace
 
+#: Events between two looks at a run's limits: some milliseconds.
+_EVENTS_A_LOOK = 512
+
 
 class Clock:
     """SimPy's environment, as the rest of the cluster sees it."""
@@ -23,9 +26,17 @@ class Clock:
     def __init__(self) -> None:
         self.env = simpy.Environment()
 
-    def run(self) -> None:
-        """Until nothing is left to happen."""
-        self.env.run()
+    def run(self, look: Callable[[], None] | None = None) -> None:
+        """Until nothing is left to happen. ``look`` is called now and then, and may raise to stop."""
+        if look is None:
+            self.env.run()
+            return
+        while self.env.peek() < float("inf"):
+            for _ in range(_EVENTS_A_LOOK):
+                if self.env.peek() == float("inf"):
+                    break
+                self.env.step()
+            look()
 
 
 class Sleeper:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from simulator.cluster.dispatch import Dispatcher, is_tracking
 from simulator.cluster.handover import PROTOCOLS, Handover, HandoverColumns, Rooms
+from simulator.cluster.limits import LimitError, Limits, Watch
 from simulator.cluster.plan import ClusterPlan, WorkerPlan
 from simulator.cluster.prepare import allowed_output, content_columns, followers, misfits, private_rows
 from simulator.cluster.processes import Agenda, Clock, LoadSource, Transfers, Worker
@@ -37,6 +38,7 @@ class RunOptions:
     tell_finished: bool = False  # engines tell of every finished request, though nobody waits for it
     seed: int = 0  # of routers that draw
     progress: Callable[[float], None] | None = None
+    limits: Limits = field(default_factory=Limits)
 
 
 class Cluster:
@@ -53,6 +55,7 @@ class Cluster:
         self.state = np.full(rows, UNFINISHED, np.int8)
         self.reason = np.full(rows, -1, np.int16)
         self.reasons: list[str] = []
+        self.warnings: tuple[str, ...] = plan.warnings
         self.arrival_s = np.array(trace.arrival_s)
         self._inputs, self._outputs = trace.input_tokens.tolist(), trace.output_tokens.tolist()
         self._clients = arrivals.clients if arrivals.kind == "closed" else None
@@ -70,12 +73,22 @@ class Cluster:
         self.source = LoadSource(self.clock, *self._first_arrivals(), self.enter)
 
     def run(self) -> None:
-        """Until every request is done; then every engine is brought to its end."""
-        self.clock.run()
-        for worker in self.workers:
-            worker.catch_up(NEVER / 10)
+        """Until every request is done; then every engine is brought to its end. Or until a limit is reached."""
+        watch = Watch(self.options.limits) if self.options.limits.any else None
+        try:
+            self.clock.run(None if watch is None else watch.look)
+            for worker in self.workers:
+                worker.catch_up(NEVER / 10)
+                if watch is not None:
+                    watch.look()
+        except LimitError as limit:
+            self.warnings += (f"{limit}; {self._so_far()}",)
         done = ~np.isnan(self.desk.last_token_s)
         self.state[done] = COMPLETED
+
+    def _so_far(self) -> str:
+        done = int((~np.isnan(self.desk.last_token_s)).sum())
+        return f"{self._sent:,} of {len(self.trace):,} requests were sent by then, {done:,} are finished"
 
     # The way of a request
 

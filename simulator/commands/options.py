@@ -65,6 +65,12 @@ class RunOptions:
         str | None, Parameter(help="write every batch, transfer and request as a timeline for ui.perfetto.dev (JSON)")
     ] = None
     timeline_start: Annotated[str | None, Parameter(help="leave out of the timeline what ends before S seconds")] = None
+    max_seconds: Annotated[
+        float | None, Parameter(help="stop a run after so many seconds of computing; what was simulated is told")
+    ] = None
+    max_memory_gb: Annotated[float | None, Parameter(help="stop a run when the process has more memory than this")] = (
+        None
+    )
     quiet: Annotated[bool, Parameter(help="no progress, notes or warnings on stderr", negative=())] = False
 
 

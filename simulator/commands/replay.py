@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from simulator.api import Comparison, Result, each
+from simulator.cluster.limits import Limits
 from simulator.cluster.topology import topology_names
 from simulator.commands.options import RunOptions, command_of, json_target, parse_columns, parse_levels, parse_seconds
 from simulator.commands.talk import Bar, Talk
@@ -16,6 +17,7 @@ from simulator.files import dumps, output_file, output_folder, write_text
 from simulator.metrics.slo import SLO
 from simulator.planning.around import BUDGET
 from simulator.report.terminal import print_report
+from simulator.units import GB
 from simulator.workload.arrivals import Arrivals, parse_arrivals
 from simulator.workload.load import load_trace
 from simulator.workload.trace import Trace
@@ -31,6 +33,7 @@ class _Job:
     json: str | None
     load: Mapping[str, Any]
     timeline_start_s: float
+    limits: Limits
     report_levels: tuple[float, ...] | None
 
 
@@ -50,6 +53,7 @@ def replay(trace: str, options: RunOptions) -> int:
         overrides=options.change,
         load=job.load,
         log_steps=options.timeline is not None,
+        limits=job.limits,
         progress=bar.callback,
         tell=lambda text: talk.notes([text]),
     )
@@ -92,7 +96,21 @@ def _read(options: RunOptions) -> _Job:
     load |= {f"{name}_s": parse_seconds(getattr(options, name), f"--{name}") for name in ("start", "duration")}
     timeline_start = parse_seconds(options.timeline_start, "--timeline-start") or 0.0
     slo = SLO() if options.slo is None else SLO.parse(options.slo)
-    return _Job(arrivals, slo, parse_seconds(options.warmup, "--warmup") or 0.0, target, load, timeline_start, levels)
+    return _Job(
+        arrivals,
+        slo,
+        parse_seconds(options.warmup, "--warmup") or 0.0,
+        target,
+        load,
+        timeline_start,
+        _limits(options),
+        levels,
+    )
+
+
+def _limits(options: RunOptions) -> Limits:
+    memory = options.max_memory_gb
+    return Limits(options.max_seconds, None if memory is None else memory * GB)
 
 
 def _load(trace: str, options: RunOptions, job: _Job) -> Trace:
