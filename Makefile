@@ -7,12 +7,13 @@ JOBS   ?= 2
 DEMO   := chat --rate-scale 4 --topology colocated --topology 1p1d --slo ttft=500ms,tpot=12ms --out out
 SHORT  := chat --limit 30
 
-.PHONY: help demo test fast setup lint tests format wheel clean
+.PHONY: help demo test fast setup lint tests docs format wheel clean
 
 help:
 	@echo "make demo    set up, compile once, compare colocated with 1P1D on a shipped trace; writes out/"
 	@echo "make test    set up, then style, types, layers, tests and notebooks"
 	@echo "make fast    the same without slow tests and notebooks"
+	@echo "make docs    build the documentation as a site into site/"
 	@echo "make format  put the code into shape"
 	@echo "make wheel   build a wheel into dist/"
 	@echo "make clean   remove what was built; .venv stays"
@@ -48,6 +49,9 @@ tests: setup
 fast: lint setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" tests
 
+docs: $(BIN)/simulate
+	$(BIN)/mkdocs build --strict
+
 format: $(BIN)/simulate
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -56,5 +60,5 @@ wheel: $(BIN)/simulate
 	$(BIN)/pip wheel . --no-deps --wheel-dir dist
 
 clean:
-	rm -rf out dist build .venv/compiled .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf out dist build site .venv/compiled .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find simulator tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
