@@ -6,15 +6,16 @@ from collections import Counter
 
 from simulator.cluster.profiles import load_profile
 from simulator.cluster.routing_checks import check_routing
-from simulator.cluster.schema import NetworkPart, PoolPart, Topology
+from simulator.cluster.schema import MODES, NetworkPart, PoolPart, Topology
 from simulator.errors import TopologyError, unknown
 from simulator.network.compression import compression_names
 
+_RACKS = ("nodes_per_rack", "bandwidth_trace")
 #: Network numbers that mean something for each kind.
 _NUMBERS = {
     "nvlink": ("nvlink_gbyte_per_s", "gpus_per_node"),
-    "rdma": ("nic_gbit_per_s", "nics_per_node", "gpus_per_node", "nvlink_gbyte_per_s", "placement"),
-    "ethernet": ("nic_gbit_per_s", "nics_per_node", "gpus_per_node", "placement"),
+    "rdma": ("nic_gbit_per_s", "nics_per_node", "gpus_per_node", "nvlink_gbyte_per_s", "placement", *_RACKS),
+    "ethernet": ("nic_gbit_per_s", "nics_per_node", "gpus_per_node", "placement", "cores_per_gpu", *_RACKS),
     "none": (),
 }
 
@@ -102,6 +103,10 @@ def _check_network(network: NetworkPart, place: str) -> None:
         if getattr(network, number) is not None:
             allowed = ", ".join(_NUMBERS[network.kind]) or "nothing else"
             raise TopologyError(f"{place}.{number}: means nothing for kind {network.kind}; allowed: {allowed}")
+    if network.rack_oversubscription > 1 and network.nodes_per_rack is None:
+        raise TopologyError(
+            f"{place}: key 'nodes_per_rack' is missing: rack_oversubscription narrows ways out of racks"
+        )
 
 
 def _check_transfer(topology: Topology, place: str) -> None:
@@ -109,7 +114,10 @@ def _check_transfer(topology: Topology, place: str) -> None:
     if isinstance(transfer.compression, str) and transfer.compression not in compression_names():
         where = f"{place}: kv_transfer.compression"
         raise TopologyError(unknown(where, "compression", transfer.compression, compression_names()))
-    if not topology.disaggregated or transfer.explicit:
+    if not topology.disaggregated:
+        return
+    _check_mode(topology, f"{place}: kv_transfer")
+    if transfer.explicit:
         return
     for pool in topology.pools:
         if pool.gpu is None:
@@ -127,3 +135,22 @@ def _check_transfer(topology: Topology, place: str) -> None:
         raise TopologyError(
             f"{place}: key 'model' is missing: it tells the bytes of KV (or give kv_transfer.per_block_s)"
         )
+
+
+def _check_mode(topology: Topology, place: str) -> None:
+    """What a way of handing over needs, and what means nothing for it."""
+    transfer, profile = topology.kv_transfer, load_profile(topology.profile, f"{topology.source}: engine")
+    mode = transfer.mode or profile.transfer_mode
+    if mode not in MODES:
+        raise TopologyError(unknown(f"{profile.source}: kv_transfer.mode", "mode", mode, MODES))
+    if (mode == "store") != (transfer.store is not None):
+        what = "is missing: mode store needs one" if mode == "store" else f"means nothing for mode {mode}"
+        raise TopologyError(f"{place}: key 'store' {what}")
+    if transfer.landing == "host" and mode != "layerwise":
+        raise TopologyError(f"{place}.landing: host means nothing for mode {mode}; allowed: gpu (or mode layerwise)")
+    if transfer.explicit and (mode in ("staged", "store") or transfer.landing == "host"):
+        raise TopologyError(f"{place}.per_block_s: explicit times are for modes that go from GPU to GPU; found {mode}")
+    if mode == "store" and topology.network is not None and topology.network.kind == "nvlink":
+        raise TopologyError(f"{place}.mode: a store is reached over network cards; use network.kind rdma or ethernet")
+    if transfer.kv_load_failure_policy == "recompute" and profile.policy == "sglang":
+        raise TopologyError(f"{place}.kv_load_failure_policy: sglang engines drop such requests; allowed: fail")

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from simulator.cluster.memory import MemorySum
+from simulator.cluster.places import Places
 from simulator.cluster.schema import Role, Topology, TransferMode
 from simulator.cluster.settings import Value
 from simulator.cost.table import StepCostTable
 from simulator.models.model import Model
 from simulator.models.precision import Parallel, Precision
+from simulator.network.bandwidth import BandwidthTrace
 from simulator.network.compression import Compression
 from simulator.network.fabric import Network
 
@@ -98,7 +100,8 @@ class KvTransferPlan:
 
     ``mode``: a protocol of ``simulator.cluster.handover``. ``max_in_flight``: requests whose KV is under way to a
     decode engine at once, None for no limit. ``nodes``: node of each engine's first GPU, -1 where none matters.
-    ``layerwise_from_tokens``: shorter prompts are not sent layer by layer.
+    ``layerwise_from_tokens``: shorter prompts are not sent layer by layer. ``landing``: where layers go first, gpu or
+    host. ``changes``: links whose capacity changes over time.
     """
 
     mode: TransferMode
@@ -111,6 +114,9 @@ class KvTransferPlan:
     nodes: tuple[int, ...] = ()
     lease: Lease = Lease()
     layerwise_from_tokens: int = 0
+    landing: str = "gpu"
+    places: Places = field(default_factory=lambda: Places(0))
+    changes: Mapping[str, BandwidthTrace] = field(default_factory=dict)
 
     def route(self, src: int, dst: int) -> Route:
         """The route between two engines."""

@@ -9,8 +9,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.cluster.changes import follow
 from simulator.cluster.dispatch import Dispatcher, is_tracking
-from simulator.cluster.handover import PROTOCOLS, Handover, HandoverColumns, Rooms
+from simulator.cluster.handover import Handover, HandoverColumns, Rooms, protocol
 from simulator.cluster.limits import LimitError, Limits, Watch
 from simulator.cluster.plan import ClusterPlan, WorkerPlan
 from simulator.cluster.prepare import allowed_output, content_columns, followers, misfits, private_rows
@@ -193,7 +194,7 @@ class Cluster:
             cost=plan.step_cost,
             tell_finished=chained,
             tell_prompts=is_tracking(self.plan),
-            tell_chunks=transfer is not None and PROTOCOLS[transfer.mode].tells_chunks,
+            tell_chunks=transfer is not None and protocol(transfer.mode, transfer.landing).tells_chunks,
             logging=self.options.logging or self.options.slo_itl,
             macro=self.options.macro,
             extra={"max_output_tokens": self.max_output_tokens},
@@ -207,6 +208,9 @@ class Cluster:
         transfer = self.plan.transfer
         if not self.plan.topology.disaggregated or transfer is None:
             return None
+        transfers = None if transfer.explicit else Transfers(self.clock, Fabric(transfer.network))
+        if transfers is not None:
+            follow(self.agenda, transfers, transfer.changes)
         rooms = Rooms(
             plan=transfer,
             workers=self.workers,
@@ -215,13 +219,13 @@ class Cluster:
             input_tokens=self._inputs,
             output_tokens=self._outputs,
             agenda=self.agenda,
-            transfers=None if transfer.explicit else Transfers(self.clock, Fabric(transfer.network)),
+            transfers=transfers,
             choose_decode=self.dispatch.decode,
             fail=self.fail,
             entry_before_s=self.entry_before_s,
             decode_before_s=self.plan.workers[self.dispatch.second.workers[0].index].frontend_before_s,
         )
-        return PROTOCOLS[transfer.mode](rooms, self.moved)
+        return protocol(transfer.mode, transfer.landing)(rooms, self.moved)
 
     def _check_fit(self) -> None:
         """Reject requests that no worker could ever hold; if none is left, the trace is bad input."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,7 +18,8 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
 
 Role = Literal["colocated", "prefill", "decode", "mixed"]
-TransferMode = Literal["pull", "push", "layerwise"]
+TransferMode = Literal["pull", "push", "layerwise", "staged", "store"]
+MODES: tuple[str, ...] = get_args(TransferMode)
 
 
 class Part(BaseModel):
@@ -90,6 +91,11 @@ class NetworkPart(Part):
     efficiency: Annotated[float, Field(gt=0, le=1)] | None = None
     oversubscription: Annotated[float, Field(ge=1, le=1e6, allow_inf_nan=False)] = 1.0
     placement: Literal["by_pool", "packed"] | None = None
+    nodes_per_rack: Count | None = None
+    rack_oversubscription: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    rails: bool = False
+    cores_per_gpu: Positive | None = None
+    bandwidth_trace: Text | None = None
     setup_s: Seconds | None = None
     per_descriptor_s: Seconds | None = None
 
@@ -102,6 +108,13 @@ class CompressionPart(Part):
     encode_s_per_token: Seconds = 0.0
     decode_s_per_token: Seconds = 0.0
     chunk_tokens: Count = 1500
+
+
+class StorePart(Part):
+    """A store of KV beside the engines' nodes: its line rate in each direction and what an access costs."""
+
+    gbit_per_s: Positive
+    setup_s: Seconds = 0.0
 
 
 class KvTransferPart(Part):
@@ -117,6 +130,8 @@ class KvTransferPart(Part):
     lease_s: Positive = 30.0
     heartbeats: bool = True
     kv_load_failure_policy: Literal["fail", "recompute"] = "fail"
+    landing: Literal["gpu", "host"] = "gpu"
+    store: StorePart | None = None
 
     @property
     def explicit(self) -> bool:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from simulator.cluster.engines import Engine
+from simulator.cluster.places import Pair, Places
 from simulator.cluster.plan import KvTransferPlan, Lease, Route, WorkerPlan
+from simulator.cluster.ports import Ports, ports_of, wiring_of
 from simulator.cluster.routing_checks import is_lending
-from simulator.cluster.schema import CompressionPart, NetworkPart, Topology, TransferMode
+from simulator.cluster.schema import CompressionPart, Topology, TransferMode
 from simulator.errors import TopologyError
 from simulator.hardware.gpu import Gpu
-from simulator.hardware.links import Link, list_links, load_link
+from simulator.hardware.links import Link
 from simulator.models.model import Model
+from simulator.network.bandwidth import BandwidthTrace, read_bandwidth_trace
 from simulator.network.compression import Compression, named_compression
 from simulator.network.exchange import Cache, Split, Stream, descriptors_per_block, exchange
 from simulator.network.fabric import Network
-from simulator.network.layout import Cell, Seat, Wiring, lay_out, seat
+from simulator.network.layout import Cell, Hop, Seat, Wiring, lay_out, seat
 from simulator.units import BITS_PER_BYTE, GB
 
-_NODE_GPUS = 8
-Pair = tuple[int, int]
+#: Legs before which KV is compressed, and after which that is undone.
+_FIRST, _LAST = ("gpus", "to_host", "gpu_to_host", "to_store"), ("gpus", "from_host", "from_store")
 
 
 def compression_of(topology: Topology) -> Compression:
@@ -53,80 +57,94 @@ def plan_transfer(topology: Topology, workers: Sequence[WorkerPlan], engines: Se
     layers = 1 if model is None else model.layers
     if part.explicit:
         route = Route(part.setup_s or 0.0, part.per_block_s or 0.0)
-        routes, network, nodes = dict.fromkeys(pairs, route), Network(), (-1,) * len(workers)
+        laid = _Laid(dict.fromkeys(pairs, route), Network(), (-1,) * len(workers))
     else:
-        routes, network, nodes = _over_network(topology, workers, engines, pairs)
+        laid = _over_network(topology, workers, engines, pairs, mode)
     whole = part.layerwise_from_tokens
     return KvTransferPlan(
         mode,
         part.explicit,
-        routes,
-        network,
+        laid.routes,
+        laid.network,
         compression,
         layers,
         part.max_in_flight,
-        nodes,
+        laid.nodes,
         lease=Lease(part.lease_s, part.heartbeats, part.kv_load_failure_policy == "recompute"),
         layerwise_from_tokens=engines[0].profile.layerwise_from_tokens if whole is None else whole,
+        landing=part.landing,
+        places=Places(len(workers)),
+        changes=laid.changes,
     )
 
 
 @dataclass(frozen=True)
-class _Wires:
-    """One GPU type's ports as the topology's network has them, in effective bytes a second."""
+class _Laid:
+    """Routes of every leg, the network under them, each worker's node, and links whose capacity changes."""
 
-    nvlink: Link | None
-    card: Link | None
-    nvlink_bytes_per_s: float
-    card_bytes_per_s: float
+    routes: dict[Pair, Route]
+    network: Network
+    nodes: tuple[int, ...]
+    changes: dict[str, BandwidthTrace] = field(default_factory=dict)
 
 
 def _over_network(
-    topology: Topology,
-    workers: Sequence[WorkerPlan],
-    engines: Sequence[Engine],
-    pairs: Sequence[Pair],
-) -> tuple[dict[Pair, Route], Network, tuple[int, ...]]:
-    network, model = topology.network, engines[0].model
+    topology: Topology, workers: Sequence[WorkerPlan], engines: Sequence[Engine], pairs: Sequence[Pair], mode: str
+) -> _Laid:
+    network, model, part = topology.network, engines[0].model, topology.kv_transfer
     assert network is not None and model is not None, "checked with the topology"
-    wiring = _wiring(network, [_gpu(engine) for engine in engines], topology.source)
-    ports = {gpu.name: _wires(network, gpu, wiring, f"{topology.source}: network") for gpu in map(_gpu, engines)}
-    wires = [ports[_gpu(engine).name] for engine in engines]
+    store = part.store.gbit_per_s * GB / BITS_PER_BYTE if part.store else 0.0
+    wiring = wiring_of(network, [_gpu(engine) for engine in engines], store)
+    kinds = {gpu.name: ports_of(network, gpu, wiring, f"{topology.source}: network") for gpu in map(_gpu, engines)}
+    ports = [kinds[_gpu(engine).name] for engine in engines]
     cells = place_workers(topology, workers, wiring)
-    seats = [
-        Seat(worker.name, cells[i], wires[i].nvlink_bytes_per_s, wires[i].card_bytes_per_s)
-        for i, worker in enumerate(workers)
-    ]
+    seats = [ports[i].seat(worker.name, cells[i]) for i, worker in enumerate(workers)]
+    streams = _streams(model, engines, pairs)
+    ways = {pair: Places(len(workers)).legs(mode, part.landing, pair) for pair in pairs}
+    hops = {leg.places: Hop(leg.kind, *pair, streams[pair]) for pair, legs in ways.items() for leg in legs}
+    direct = {places: hop.streams for places, hop in hops.items() if hop.kind == "gpus"}
+    laid = lay_out(seats, direct, wiring, {places: hop for places, hop in hops.items() if hop.kind != "gpus"})
+    routes: dict[Pair, Route] = {}
+    alike: dict[object, Route] = {}
+    for places, hop in hops.items():
+        if places not in laid.paths:
+            continue
+        links = [_link_used(laid, places, ports[i]) for i in (hop.src, hop.dst)]
+        kind = (workers[hop.src].pool, workers[hop.dst].pool, hop.kind, links[0].name, links[1].name)
+        if kind not in alike:
+            alike[kind] = _route(topology, engines[hop.dst], hop, links)
+        routes[places] = alike[kind]
+    changes = _changes(topology, laid, seats, ports)
+    return _Laid(routes, laid, tuple(one[0][0] for one in cells), changes)
+
+
+def _streams(model: Model, engines: Sequence[Engine], pairs: Sequence[Pair]) -> dict[Pair, tuple[Stream, ...]]:
+    """What each GPU sends to each, for every pair of engines; pairs that are split alike share theirs."""
     known: dict[tuple[object, object], tuple[Stream, ...]] = {}
-    streams: dict[Pair, tuple[Stream, ...]] = {}
     for src, dst in pairs:
         key = (engines[src].parallel, engines[dst].parallel)
         if key not in known:
             known[key] = exchange(_cache(model, engines[dst]), _split(model, engines[src]), _split(model, engines[dst]))
-        streams[src, dst] = known[key]
-    laid = lay_out(seats, streams, wiring)
-    routes: dict[Pair, Route] = {}
-    alike: dict[object, Route] = {}
-    for src, dst in pairs:
-        links = [_link_used(laid, (src, dst), wires[i]) for i in (src, dst)]
-        kind = (workers[src].pool, workers[dst].pool, links[0].name, links[1].name)
-        if kind not in alike:
-            alike[kind] = _route(topology, engines[dst], streams[src, dst], links)
-        routes[src, dst] = alike[kind]
-    return routes, laid, tuple(one[0][0] for one in cells)
+    return {(src, dst): known[engines[src].parallel, engines[dst].parallel] for src, dst in pairs}
+
+
+def _changes(
+    topology: Topology, laid: Network, seats: Sequence[Seat], ports: Sequence[Ports]
+) -> dict[str, BandwidthTrace]:
+    """Cards whose line rate follows the network's trace; what is lost on the way stays the same share."""
+    network = topology.network
+    if network is None or network.bandwidth_trace is None:
+        return {}
+    path = Path(network.bandwidth_trace)
+    beside = Path(topology.source).parent / path
+    trace = read_bandwidth_trace(beside if beside.is_file() else path)
+    line = next(port.card_line_bytes_per_s for port in ports)
+    return {link.name: trace.scaled(link.capacity_bytes_per_s / line) for link in laid.links if " nic " in link.name}
 
 
 def _gpu(engine: Engine) -> Gpu:
     assert engine.gpu is not None, "checked with the topology"
     return engine.gpu
-
-
-def _wiring(network: NetworkPart, gpus: Sequence[Gpu], place: str) -> Wiring:
-    domain = min(gpu.nvlink_domain_gpus for gpu in gpus)
-    if network.kind == "nvlink":
-        return Wiring(network.gpus_per_node or domain, 1, 1.0, nvlink_between_nodes=False)
-    per_node = network.gpus_per_node or max(_NODE_GPUS, domain)
-    return Wiring(per_node, network.nics_per_node or per_node, network.oversubscription)
 
 
 def place_workers(topology: Topology, workers: Sequence[WorkerPlan], wiring: Wiring) -> list[tuple[Cell, ...]]:
@@ -145,48 +163,13 @@ def place_workers(topology: Topology, workers: Sequence[WorkerPlan], wiring: Wir
     return seat(groups, wiring.gpus_per_node, apart=network.kind != "nvlink")
 
 
-def _wires(network: NetworkPart, gpu: Gpu, wiring: Wiring, place: str) -> _Wires:
-    """Line rates from the topology, the named link or the GPU; efficiencies from the nearest link profile."""
-    named = _named_link(network.link, place) if network.link else None
-    nvlink_rate = (network.nvlink_gbyte_per_s or 0.0) * GB or gpu.nvlink_bandwidth_bytes_per_s
-    card_rate = (network.nic_gbit_per_s or 0.0) * GB / BITS_PER_BYTE
-    if network.kind == "nvlink":
-        if named and not network.nvlink_gbyte_per_s:
-            nvlink_rate = named.bandwidth_bytes_per_s
-        if nvlink_rate <= 0:
-            raise TopologyError(f"{place}.kind: {gpu.name} has no NVLink; use rdma or ethernet")
-        link = named or _nearest("nvlink", nvlink_rate)
-        return _Wires(link, None, nvlink_rate * (network.efficiency or link.efficiency), 0.0)
-    if not card_rate:
-        share = gpu.nic_bandwidth_bytes_per_s * wiring.gpus_per_node / wiring.nics_per_node
-        card_rate = named.bandwidth_bytes_per_s if named else share
-    if card_rate <= 0:
-        raise TopologyError(f"{place}.nic_gbit_per_s: {gpu.name} has no network card of its own; give a number")
-    card = named or _nearest(network.kind, card_rate)
-    nvlink = _nearest("nvlink", nvlink_rate) if nvlink_rate > 0 else None
-    nvlink_effective = nvlink_rate * nvlink.efficiency if nvlink else 0.0
-    return _Wires(nvlink, card, nvlink_effective, card_rate * (network.efficiency or card.efficiency))
-
-
-def _named_link(name: str, place: str) -> Link:
-    try:
-        return load_link(name)
-    except TopologyError as error:
-        raise TopologyError(f"{place}.{error}") from None
-
-
-def _nearest(kind: str, bandwidth_bytes_per_s: float) -> Link:
-    """The shipped link of this kind whose line rate is nearest, as a ratio."""
-    links = [link for link in map(load_link, list_links()) if link.kind == kind]
-    ratio = [max(link.bandwidth_bytes_per_s, bandwidth_bytes_per_s) for link in links]
-    low = [min(link.bandwidth_bytes_per_s, bandwidth_bytes_per_s) for link in links]
-    return min(zip(ratio, low, links, strict=True), key=lambda entry: entry[0] / entry[1])[2]
-
-
-def _link_used(network: Network, pair: Pair, wires: _Wires) -> Link:
-    """The profile whose costs a pair pays: its cards', unless all goes over NVLink."""
-    names = [network.links[crossing.link].name for crossing in network.paths[pair].crossings]
-    link = wires.card if any(" nic " in name for name in names) else wires.nvlink
+def _link_used(network: Network, places: Pair, ports: Ports) -> Link:
+    """The profile whose costs a leg pays: its cards', unless all goes over NVLink or PCIe."""
+    names = [network.links[crossing.link].name for crossing in network.paths[places].crossings]
+    if any(" nic " in name for name in names):
+        link = ports.card
+    else:
+        link = ports.pcie if any(" pcie " in name for name in names) else ports.nvlink
     assert link is not None
     return link
 
@@ -204,31 +187,35 @@ def _split(model: Model, engine: Engine) -> Split:
     return Split(engine.parallel.tp, stages, engine.parallel.dp)
 
 
-def _route(
-    topology: Topology,
-    engine: Engine,
-    streams: tuple[Stream, ...],
-    links: Sequence[Link],
-) -> Route:
-    """Costs of one pair. The engine's transfer settings go before the network's, these before the link profile's."""
+def _route(topology: Topology, engine: Engine, hop: Hop, links: Sequence[Link]) -> Route:
+    """Costs of one leg. The engine's transfer settings go before the network's, these before the link profile's.
+
+    Over PCIe a kernel gathers a layer's blocks; between hosts a block is one piece, gathered on the way there.
+    """
     network, part, profile = topology.network, topology.kv_transfer, engine.profile.transfer_link
     assert network is not None and engine.model is not None
     compression = compression_of(topology)
-    setup, per_descriptor = (
-        _first(getattr(part, key), getattr(network, key), profile.get(key), max(getattr(link, key) for link in links))
-        for key in ("setup_s", "per_descriptor_s")
-    )
+    own = {key: max(getattr(link, key) for link in links) for key in ("setup_s", "per_descriptor_s")}
+    if hop.kind == "gpus" or all(link.kind != "pcie" for link in links):
+        for key, value in own.items():
+            own[key] = _first(getattr(part, key), getattr(network, key), profile.get(key), value)
+    setup = own["setup_s"] + (part.store.setup_s if part.store and "store" in hop.kind else 0.0)
     windows = engine.windows
     full = sum(window == 0 for window in windows) / len(windows)
-    per_token = sum(stream.bytes_per_token for stream in streams) / compression.ratio
+    per_token = sum(stream.bytes_per_token for stream in hop.streams) / compression.ratio
     tokens = engine.block_tokens
-    pieces = 1 if compression.ratio > 1 else descriptors_per_block(streams) * full
+    pieces = 1.0 if compression.ratio > 1 else descriptors_per_block(hop.streams) * full
+    per_piece, gathered = own["per_descriptor_s"], hop.kind != "gpus" and all(link.kind == "pcie" for link in links)
+    if gathered:  # one copy kernel a layer, however many blocks
+        setup += per_piece * pieces
+    first, last = hop.kind in _FIRST, hop.kind in _LAST
+    per_block = 0.0 if gathered else per_piece * (1.0 if hop.kind == "hosts" else pieces)
     return Route(
         setup_s=setup,
-        per_block_s=per_descriptor * pieces + compression.encode_s_per_token * tokens,
+        per_block_s=per_block + (compression.encode_s_per_token * tokens if first else 0.0),
         bytes_per_block=per_token * full * tokens,
         window_bytes=per_token / len(windows) * sum(windows),
-        decode_s_per_block=compression.decode_s_per_token * tokens,
+        decode_s_per_block=compression.decode_s_per_token * tokens if last else 0.0,
         chunk_blocks=max(1, compression.chunk_tokens // tokens),
     )
 

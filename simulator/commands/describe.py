@@ -214,20 +214,27 @@ def _transfer_facts(plan: ClusterPlan) -> Facts:
     transfer = plan.transfer
     assert transfer is not None
     facts: Facts = {"mode": transfer.mode, "explicit_times": transfer.explicit, "max_in_flight": transfer.max_in_flight}
-    (source, target), route = next(iter(transfer.routes.items()))
+    workers = range(len(plan.workers))
+    pairs = [(s, t) for s in workers for t in workers if s != t]
+    ways = [(s, t, transfer.places.legs(transfer.mode, transfer.landing, (s, t))) for s, t in pairs]
+    source, target, legs = next(way for way in ways if way[2][0].places in transfer.routes)
+    routes = [(leg.places, transfer.routes[leg.places]) for leg in legs if leg.places in transfer.routes]
+    route = routes[0][1]
     facts["example"] = f"{plan.workers[source].name} to {plan.workers[target].name}"
     facts |= {"setup_s": route.setup_s, "per_block_s": route.per_block_s, "kv_of_a_block_bytes": route.bytes_per_block}
-    speed = _path_bytes_per_s(plan, source, target)
-    facts["idle_path_bytes_per_s"] = speed
+    speeds = [_path_bytes_per_s(plan, places) for places, _ in routes]
+    facts["idle_path_bytes_per_s"] = None if None in speeds else min(speed for speed in speeds if speed)
     for tokens in (1_000, 10_000):
         blocks = -(-tokens // plan.workers[source].block_size)
-        wire_s = route.wire_bytes(blocks) / speed if speed else 0.0
-        facts[f"prompt_of_{tokens}_tokens_idle_s"] = route.delay_s(blocks) + wire_s
+        facts[f"prompt_of_{tokens}_tokens_idle_s"] = sum(
+            leg.delay_s(blocks) + (leg.wire_bytes(blocks) / speed if speed else 0.0)
+            for (_, leg), speed in zip(routes, speeds, strict=True)
+        )
     return facts
 
 
-def _path_bytes_per_s(plan: ClusterPlan, source: int, target: int) -> float | None:
+def _path_bytes_per_s(plan: ClusterPlan, places: tuple[int, int]) -> float | None:
     assert plan.transfer is not None
     network = plan.transfer.network
-    path = network.paths.get((source, target)) if hasattr(network, "paths") else None
+    path = network.paths.get(places)
     return None if path is None else path.alone_bytes_per_s(network.links)

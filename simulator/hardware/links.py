@@ -14,7 +14,7 @@ from simulator.errors import TopologyError, unknown
 from simulator.resources import shipped
 from simulator.schema import Schema, check, read_yaml
 
-_NUMBERS = ("bandwidth_bytes_per_s", "efficiency", "setup_s", "per_descriptor_s")
+_NUMBERS = ("bandwidth_bytes_per_s", "efficiency", "setup_s", "per_descriptor_s", "cpu_s_per_byte")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Link:
     contiguous piece plus bytes / ``effective_bandwidth_bytes_per_s``.
 
     ``kind``: nvlink, pcie, rdma or ethernet. ``bandwidth_bytes_per_s`` is the line rate of one GPU's link or one card;
-    ``efficiency`` the part of it a long transfer reaches. ``sources``: field -> where it is from; "estimate" where
+    ``efficiency`` the part of it a long transfer reaches. ``cpu_s_per_byte``: time of a core for each byte, at either
+    end, 0 where cards move bytes by themselves. ``sources``: field -> where it is from; "estimate" where
     nobody has published one.
     """
 
@@ -33,6 +34,7 @@ class Link:
     efficiency: float
     setup_s: float
     per_descriptor_s: float
+    cpu_s_per_byte: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -55,6 +57,7 @@ class LinkFile(Schema):
     efficiency: float = Field(gt=0, le=1)
     setup_s: float = Field(ge=0, le=60)
     per_descriptor_s: float = Field(ge=0, le=1)
+    cpu_s_per_byte: float = Field(default=0.0, ge=0, le=1)
     sources: dict[str, str]
 
 
@@ -64,7 +67,7 @@ def _read_link(name: str, data: Any, place: str) -> tuple[Link, tuple[str, ...]]
         if key not in _NUMBERS:
             raise TopologyError(unknown(f"{place}: sources", "key", key, _NUMBERS))
     for key in _NUMBERS:
-        if key not in entry.sources:
+        if key not in entry.sources and getattr(entry, key) != LinkFile.model_fields[key].default:
             raise TopologyError(f"{place}: key 'sources.{key}' is missing; say where {key} comes from")
     values = {key: getattr(entry, key) for key in ("kind", *_NUMBERS)}
     return Link(name=name, sources=dict(entry.sources), **values), (name, *entry.aliases)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.network.fabric import Crossing, Fabric, Link, Network, Path
+from simulator.network.fabric import Crossing, Fabric, Link, Network, Pace, Path
 
 CAPACITY = st.floats(1.0, 100.0)
 LAW = settings(deadline=None, max_examples=120)  # the first call compiles
@@ -163,3 +163,102 @@ def test_looking_more_often_changes_nothing(workload: tuple[Network, list[tuple[
         now = min(now + 0.37, fabric.next_completion())
         seen.update(fabric.advance(now))
     assert seen == pytest.approx(ends, rel=1e-12)
+
+
+def plain_shares(network: Network, sources: list[int]) -> list[float]:
+    """Max-min fair rates the slow way: raise all levels together, link by link, from scratch."""
+    paths = [network.paths[src, 99] for src in sources]
+    spare = [link.capacity_bytes_per_s for link in network.links]
+    level: dict[int, float] = {}
+    while len(level) < len(paths):
+        rising = [i for i in range(len(paths)) if i not in level]
+        demand = [sum(c.load for i in rising for c in paths[i].crossings if c.link == k) for k in range(len(spare))]
+        full = min((k for k in range(len(spare)) if demand[k] > 0), key=lambda k: spare[k] / demand[k])
+        reached = spare[full] / demand[full]
+        for i in [i for i in rising if any(c.link == full for c in paths[i].crossings)]:
+            level[i] = reached
+            for crossing in paths[i].crossings:
+                spare[crossing.link] -= crossing.load * reached
+    return [level[i] * path.streams for i, path in enumerate(paths)]
+
+
+@LAW
+@given(networks(), st.data())
+def test_shares_kept_from_change_to_change_are_those_worked_out_from_scratch(
+    network: Network, data: st.DataObject
+) -> None:
+    """Transfers come and go one by one; after each change every rate is what a plain progressive filling gives."""
+    choices = sorted(src for src, _ in network.paths)
+    fabric, live = Fabric(network, rows=2), {}
+    for i in range(data.draw(st.integers(1, 15))):
+        if live and data.draw(st.booleans()):
+            gone = data.draw(st.sampled_from(sorted(live)))
+            fabric.cancel(gone, float(i))
+            del live[gone]
+        else:
+            live[i] = data.draw(st.sampled_from(choices))
+            fabric.start(i, live[i], 99, 1e12, float(i))
+            fabric.advance(float(i))
+        expected = plain_shares(network, list(live.values()))
+        assert [fabric.rate(k) for k in live] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@LAW
+@given(networks(), st.floats(1, 500), st.floats(0, 5), st.floats(0.1, 20), st.integers(1, 40))
+def test_a_lone_paced_transfer_ends_when_its_last_bytes_could_have_left(
+    network: Network, size: float, start: float, lasts: float, layers: int
+) -> None:
+    """Layers that come one after another over one pipe: the last layer behind the pace, or all of them from its start."""
+    (src, _), path = next(iter(network.paths.items()))
+    speed = path.alone_bytes_per_s(network.links)
+    fabric = Fabric(network)
+    fabric.start(0, src, 99, size, 0.0, pace=Pace(start, start + lasts, (layers - 1) / layers))
+    ends: dict[int, float] = {}
+    while fabric.next_completion() < math.inf:
+        ends.update(fabric.advance(fabric.next_completion()))
+    expected = max(start + lasts + size / layers / speed, start + size / speed)
+    assert ends[0] == pytest.approx(expected, rel=1e-9, abs=1e-8)
+
+
+@LAW
+@given(workloads(), st.data())
+def test_bytes_are_conserved_while_links_change_and_layers_come(
+    workload: tuple[Network, list[tuple[int, float, float, float]]], data: st.DataObject
+) -> None:
+    network, transfers = workload
+    fabric = Fabric(network, rows=2)
+    todo = [(start, "start", i) for i, (_, start, _, _) in enumerate(transfers)]
+    names = [link.name for link in network.links]
+    cuts = data.draw(st.lists(st.tuples(st.floats(0, 30), st.sampled_from(names), st.floats(0, 50)), max_size=8))
+    todo += [(at, "change", (name, speed)) for at, name, speed in cuts]
+    todo += [(40.0, "change", (name, 5.0)) for name in names]  # in the end every link works
+    ends: dict[int, float] = {}
+    for at, what, about in sorted(todo, key=lambda entry: entry[0]):
+        while fabric.next_completion() <= at:
+            ends.update(fabric.advance(fabric.next_completion()))
+        ends.update(fabric.advance(at))
+        if what == "change":
+            fabric.set_capacity(about[0], about[1], at)  # type: ignore[index]
+        else:
+            src, _, size, delay = transfers[about]  # type: ignore[index]
+            pace = Pace(at + delay, at + delay + 3.0, 0.75) if data.draw(st.booleans()) else None
+            fabric.start(about, src, 99, size, at, delay_s=delay, pace=pace)  # type: ignore[arg-type]
+    while fabric.next_completion() < math.inf:
+        ends.update(fabric.advance(fabric.next_completion()))
+    assert sorted(ends) == list(range(len(transfers)))
+    expected: dict[str, float] = defaultdict(float)
+    for src, _, size, _ in transfers:
+        for crossing in network.paths[src, 99].crossings:
+            expected[network.links[crossing.link].name] += size * crossing.share
+    for name, carried in fabric.carried_bytes.items():
+        assert carried == pytest.approx(expected[name], rel=1e-9, abs=1e-6)
+
+
+def test_a_lone_transfer_over_a_link_that_changes_takes_the_sum_of_its_stretches() -> None:
+    fabric = Fabric(Network((Link("l", 10.0),), {(0, 99): Path((Crossing(0),))}))
+    fabric.start(0, 0, 99, 100.0, 0.0)
+    for at, speed in ((3.0, 5.0), (7.0, 0.0), (9.0, 20.0)):  # 30 bytes, then 20, then none, then 50 in 2.5 s
+        assert fabric.advance(at) == []
+        fabric.set_capacity("l", speed, at)
+    assert fabric.next_completion() == pytest.approx(11.5)
+    assert fabric.advance(11.5) == [(0, pytest.approx(11.5))]

@@ -22,7 +22,7 @@ from simulator.workload.trace import Trace
 SHAPES = ["2c", "1p1d", "2p1d", "1p3d"]
 ROUTERS = ["round_robin", "least_requests", "least_pending_tokens", "most_free_blocks", "prefix_aware"]
 ENGINES = ["vllm", "sglang", "tensorrt-llm"]
-MODES = ["pull", "push", "layerwise"]
+MODES = ["pull", "push", "layerwise", "staged"]
 
 
 @st.composite

@@ -53,16 +53,25 @@ class Layerwise(Streaming):
 
     def hand_over(self, row: int, now: float) -> None:
         if self._goes_whole(row):
-            self.ask(row, now)
+            self.begin_whole(row, now)
             self.offer(row, Piece(self.rooms.input_tokens[row], now, now, True), now)
         elif row in self._early:
             self.whole_sent(row, *self._early.pop(row))
 
+    def begin_whole(self, row: int, now: float) -> None:
+        """A prompt that is sent as a whole is done."""
+        self.ask(row, now)
+
     def whole_sent(self, row: int, places: tuple[int, int], blocks: int, start: float, end: float) -> None:
-        if self.columns.prefill_slot[row] < 0:  # the prefill engine has not told of the prompt's end yet
-            self._early[row] = (places, blocks, start, end)
-            return
-        super().whole_sent(row, places, blocks, start, end)
+        if not self.is_early(row, places, blocks, start, end):
+            super().whole_sent(row, places, blocks, start, end)
+
+    def is_early(self, row: int, places: tuple[int, int], blocks: int, start: float, end: float) -> bool:
+        """Whether the prefill engine has yet to tell of the prompt's end, in the same instant; noted until then."""
+        if self.columns.prefill_slot[row] >= 0:
+            return False
+        self._early[row] = (places, blocks, start, end)
+        return True
 
     def launch(self, row: int, piece: Piece, blocks: int, places: tuple[int, int], now: float) -> None:
         if piece.start_s == piece.end_s:
