@@ -72,6 +72,8 @@ def _hosts(step: Step, seqs: Floats, *, mixed: bool) -> HostTime:
     floor = work if costs.overlap else np.zeros_like(work)
     largest = max(costs.decode_graph_sizes, default=0)
     launched = np.full(seqs.shape, mixed) | (seqs > largest * step.parallel.dp)
+    if costs.launch_ahead and mixed:
+        launched = np.zeros(seqs.shape, dtype=bool)
     launch = costs.mixed_step_s + costs.mixed_layer_s * step.model.layers
     floor = np.where(launched, np.maximum(floor, launch), floor)
     return HostTime(floor, add + (costs.mixed_gap_s if mixed else 0.0))
@@ -101,17 +103,33 @@ def _decode_gpu(step: Step, seqs: Floats) -> tuple[Floats, Floats]:
 
 
 def _mixed_gpu(step: Step, tokens: Floats) -> Floats:
-    """Seconds of a step with prefill tokens, without attention over the cache, head and sampling: on the GPU, or for
-    the host to launch them if that takes longer. What other micro-batches send is hidden by computation, but not by
-    attention over the cache, which is not known here."""
+    """Seconds of a step with prefill tokens, without attention over the cache, head and sampling: on the GPU, or,
+    where it is launched in its own time, for the host to launch them if that takes longer. What other micro-batches send
+    is hidden by computation, but not by attention over the cache, which is not known here."""
     work, beside = _shared(step, step.token_operators, tokens)
     total = np.maximum(work, beside) + step.attention.chunk_launch_s()
-    return np.where(tokens > 0, np.maximum(total, _eager_launch(step, tokens)), 0.0)
+    if not step.costs.launch_ahead:
+        total = np.maximum(total, _eager_launch(step, tokens))
+    return np.where(tokens > 0, total, 0.0)
 
 
 def _eager_launch(step: Step, tokens: Floats) -> Floats:
     """Host seconds to launch a step kernel by kernel; nothing while it fits in CUDA graphs."""
     return np.where(step.local(tokens) > step.costs.mixed_graph_tokens, step.eager_launch_s(), 0.0)
+
+
+def _prepare_s(costs: EngineCosts) -> float:
+    """Of these seconds, those before the first kernel runs."""
+    return costs.mixed_step_s if costs.launch_ahead else 0.0
+
+
+def _launch_ahead(step: Step, tokens: Floats) -> Floats:
+    """Host seconds to launch a step with prefill tokens while the one before it runs; 0 where that is not done."""
+    costs = step.costs
+    if not costs.launch_ahead:
+        return np.zeros(tokens.shape)
+    graphs = np.where(step.local(tokens) > costs.mixed_graph_tokens, 0.0, costs.mixed_layer_s * step.model.layers)
+    return np.where(tokens > 0, costs.mixed_step_s + graphs + _eager_launch(step, tokens), 0.0)
 
 
 def decode_step_seconds(step: Step, seqs: int, context: float, queries: int = 1) -> float:
@@ -127,7 +145,8 @@ def decode_step_seconds(step: Step, seqs: int, context: float, queries: int = 1)
 
 
 def mixed_step_seconds(step: Step, chunks: Sequence[tuple[int, int]], seqs: int = 0, context: float = 0.0) -> float:
-    """Direct evaluation of a step with prefill ``chunks`` (new, past) beside ``seqs`` decodes over ``context``."""
+    """Direct evaluation of a step with prefill ``chunks`` (new, past) beside ``seqs`` decodes over ``context``, planned
+    when the GPU is free."""
     tokens = np.array([float(seqs + sum(new for new, _ in chunks))])
     gpu = _mixed_gpu(step, tokens)
     if seqs:
@@ -136,7 +155,8 @@ def mixed_step_seconds(step: Step, chunks: Sequence[tuple[int, int]], seqs: int 
         gpu = gpu + step.attention.chunk_seconds(np.array([float(new)]), np.array([float(past)]))
     count = np.array([float(seqs + len(chunks))])
     host = _hosts(step, count, mixed=True)
-    return float((np.maximum(gpu, host.floor_s) + host.add_s + _sum(step.sequence_operators, count))[0])
+    alone = np.maximum(gpu, host.floor_s) + host.add_s + _sum(step.sequence_operators, count)
+    return float(np.maximum(alone + _prepare_s(step.costs), _launch_ahead(step, tokens))[0])
 
 
 def _spaced(first: float, last: float, ratio: float) -> NDArray[np.float64]:
@@ -219,6 +239,9 @@ def _build(key: _Key) -> StepCostTable:
         mixed_s=_at_all_counts(lambda tokens: _mixed_gpu(step, tokens), key.max_tokens + key.max_seqs),
         mixed_floor_s=mixed_host.floor_s,
         mixed_add_s=mixed_host.add_s + _sum(step.sequence_operators, seqs),
+        mixed_launch_s=_at_all_counts(lambda tokens: _launch_ahead(step, tokens), key.max_tokens + key.max_seqs),
+        mixed_prepare_s=_prepare_s(key.costs),
+        launch_jitter=key.costs.launch_jitter,
         context_knots=contexts,
         decode_attention_s=step.attention.decode_seconds(seqs[:, None], contexts[None, :]),
         chunk_new_knots=new,
@@ -265,7 +288,7 @@ def _launch_lines(step: Step, tokens: float, gpu_s: float) -> list[OperatorCost]
     origin = step.attention.prefill_kernel.origin()
     lines = [OperatorCost("prefill attention launches", layers, fixed_s, "latency", 0.0, 0.0, origin)]
     wait_s = float(_eager_launch(step, np.array([tokens]))[0]) - gpu_s - fixed_s
-    if wait_s > 0:
+    if wait_s > 0 and not step.costs.launch_ahead:
         place = f"engine profile {step.costs.name}"
         lines.append(OperatorCost("launching kernel by kernel", layers, wait_s, "host", 0.0, 0.0, place))
     return lines
@@ -328,5 +351,10 @@ def explain_step(
     gpu_s = sum(line.seconds for line in (lines if mixed else lines + head))
     host = _hosts(step, count, mixed=mixed)
     waits = [("waiting for the host", max(float(host.floor_s[0]) - gpu_s, 0.0)), ("gap", float(host.add_s[0]))]
+    if mixed:
+        waits.append(("preparing on an idle GPU", _prepare_s(engine_costs)))
+        whole_s = sum(line.seconds for line in lines + head) + sum(seconds for _, seconds in waits)
+        launch_s = float(_launch_ahead(step, np.array([tokens]))[0])
+        waits.append(("launching on an idle GPU", max(launch_s - whole_s, 0.0)))
     place = f"engine profile {engine_costs.name}"
     return lines + head + [OperatorCost(n, 1, s, "host", 0.0, 0.0, place) for n, s in waits if s > 0]

@@ -29,6 +29,9 @@ class StepCostTable:
       ``decode_add_s[n]``, n = decode_seqs;
       any prefill token: ``gpu = mixed_s[tokens] + attention + sum of chunk attention``, floor and add
       ``mixed_floor_s[seqs]``, ``mixed_add_s[seqs]``, plus ``per_finished_prefill_s`` for each prompt it completes.
+      It starts ``mixed_prepare_s`` after its planning at the earliest; its launch by the host is over
+      ``mixed_launch_s[tokens]`` after the planning on average, and it ends no earlier than that. Of this time the share
+      ``launch_jitter`` is exponentially distributed.
 
     ``decode_attention_s[n, k]``: decode attention (all layers) of n sequences with mean context ``context_knots[k]``;
     linear between knots, and beyond the last two. ``chunk_attention_s[i, j]``: prefill attention (all layers) of
@@ -46,6 +49,9 @@ class StepCostTable:
     mixed_s: Floats = field(default_factory=lambda: np.zeros(2))
     mixed_floor_s: Floats = field(default_factory=lambda: np.zeros(2))
     mixed_add_s: Floats = field(default_factory=lambda: np.zeros(2))
+    mixed_launch_s: Floats = field(default_factory=lambda: np.zeros(2))
+    mixed_prepare_s: float = 0.0
+    launch_jitter: float = 0.0
     per_finished_prefill_s: float = 0.0
     context_knots: Floats = field(default_factory=lambda: np.array([0.0, 1.0]))
     decode_attention_s: Floats = field(default_factory=lambda: np.zeros((2, 2)))
@@ -72,6 +78,9 @@ StepCost = record(
         "mixed_s",
         "mixed_floor_s",
         "mixed_add_s",
+        "mixed_launch_s",
+        "mixed_prepare_s",
+        "launch_jitter",
         "per_finished_prefill_s",
         "context_knots",
         "decode_attention_s",
@@ -95,6 +104,9 @@ def make_step_cost(  # type: ignore[no-untyped-def]
     mixed_s,
     mixed_floor_s,
     mixed_add_s,
+    mixed_launch_s,
+    mixed_prepare_s,
+    launch_jitter,
     per_finished_prefill_s,
     context_knots,
     decode_attention_s,
@@ -113,6 +125,9 @@ def make_step_cost(  # type: ignore[no-untyped-def]
         mixed_s,
         mixed_floor_s,
         mixed_add_s,
+        mixed_launch_s,
+        mixed_prepare_s,
+        launch_jitter,
         per_finished_prefill_s,
         context_knots,
         decode_attention_s,
@@ -172,10 +187,17 @@ def decode_step_seconds(cost, seqs, context):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def launch_seconds(cost, tokens):  # type: ignore[no-untyped-def]
+    """Host seconds to launch a step of ``tokens`` tokens, some of them of prompts; 0 where that is not told apart."""
+    return 0.0 if cost.affine else at_count(cost.mixed_launch_s, tokens)
+
+
+@compiled
 def mixed_step_seconds(cost, decodes, decode_context, chunks, new, past, chunk_attention_s, finished):  # type: ignore[no-untyped-def]
     """Seconds of a step with ``chunks`` prefill chunks: ``new`` tokens over ``past`` computed ones in all.
 
     ``chunk_attention_s`` is the sum of ``chunk_attention_seconds`` over the chunks, ``finished`` how many prompts end.
+    What launching takes (``mixed_prepare_s``, ``launch_seconds``) is not in it.
     """
     if cost.affine:
         return cost.base_s + cost.per_token_s * (decodes + new) + cost.per_context_token_s * (decode_context + past)
@@ -197,6 +219,9 @@ def step_cost_record(table: StepCostTable) -> object:
         table.mixed_s,
         table.mixed_floor_s,
         table.mixed_add_s,
+        table.mixed_launch_s,
+        float(table.mixed_prepare_s),
+        float(table.launch_jitter),
         float(table.per_finished_prefill_s),
         table.context_knots,
         table.decode_attention_s,
@@ -210,4 +235,5 @@ def prefill_rate(table: StepCostTable, tokens: int) -> float:
     """Prompt tokens a second when every step computes one fresh prompt of ``tokens`` tokens."""
     cost = step_cost_record(table)
     attention = 0.0 if table.affine else chunk_attention_seconds(cost, tokens, 0)
-    return tokens / float(mixed_step_seconds(cost, 0, 0, 1, tokens, 0, attention, 1))
+    seconds = float(mixed_step_seconds(cost, 0, 0, 1, tokens, 0, attention, 1))
+    return tokens / max(seconds + table.mixed_prepare_s, float(launch_seconds(cost, tokens)))

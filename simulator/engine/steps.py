@@ -17,6 +17,7 @@ from simulator.engine.blocks import (
 )
 from simulator.engine.columns import RING
 from simulator.engine.completion import advance_clock, complete, hear_of_transfer
+from simulator.engine.launching import drawn_launch_s, start_batch
 from simulator.engine.policies import must_wait, plan
 from simulator.engine.queues import heap_push, next_last_batch, wait_last
 from simulator.engine.rules import REMADE
@@ -95,42 +96,41 @@ def plan_and_launch(e, now):  # type: ignore[no-untyped-def]
         seconds = decode_step_seconds(e.cost, singles, context)
     else:
         seconds = mixed_step_seconds(e.cost, singles, context, chunks, new, past, attention, finished)
+    launch = drawn_launch_s(e, singles + new) if chunks > 0 else 0.0
     r = e.planned % RING
     move_on_absent(e)
     for i in range(e.reports_count):
         e.batch_report[r, i] = e.reports[i]
     e.batch_reports[r] = e.reports_count
     e.reports_count = 0
-    start = max(now, e.gpu_free_s)
-    push_batch(e, now, seconds, decodes)
+    start = push_batch(e, now, seconds, decodes, launch)
     if e.tell_chunks:
         date_chunks(e, news_before, start, e.gpu_free_s)
     if e.logging:
-        log_batch(e, now, seconds, rows_before)
+        log_batch(e, start, rows_before)
     return True
 
 
 @compiled
-def push_batch(e, now, seconds, decodes):  # type: ignore[no-untyped-def]
-    start = max(now, e.gpu_free_s)
+def push_batch(e, now, seconds, decodes, launch):  # type: ignore[no-untyped-def]
+    """Start the planned batch; returns when it does."""
     r = e.planned % RING
-    e.batch_end_s[r] = start + seconds
+    start = start_batch(e, now, seconds, launch)
     e.batch_decodes[r] = decodes
     if e.rules.stream_interval > 1:
         e.batch_sent[r] = e.stream_phase[e.planned % e.rules.stream_interval]
-    e.gpu_free_s = start + seconds
-    e.busy_s += seconds
     e.decode_tokens += decodes
     e.planned += 1
     e.peak_blocks = max(e.peak_blocks, e.pool.blocks - e.pool.free)
+    return start
 
 
 @compiled
-def log_batch(e, now, seconds, first):  # type: ignore[no-untyped-def]
+def log_batch(e, start, first):  # type: ignore[no-untyped-def]
     i = e.log_batches
     if i == e.log_start_s.size:
         e.log_start_s, e.log_end_s, e.log_first = longer(e.log_start_s), longer(e.log_end_s), longer(e.log_first)
-    e.log_start_s[i], e.log_end_s[i], e.log_first[i] = e.gpu_free_s - seconds, e.gpu_free_s, first
+    e.log_start_s[i], e.log_end_s[i], e.log_first[i] = start, e.gpu_free_s, first
     e.log_batches += 1
 
 
@@ -194,7 +194,7 @@ def decode_run(e, until):  # type: ignore[no-untyped-def]
         r = e.planned % RING
         e.batch_firsts[r], e.batch_leaving[r], e.batch_stale[r], e.batch_absent[r] = 0, 0, 0, 0
         e.batch_reports[r] = 0
-        push_batch(e, end, decode_step_seconds(e.cost, n, n * e.planned + e.offset_sum), n)
+        push_batch(e, end, decode_step_seconds(e.cost, n, n * e.planned + e.offset_sum), n, 0.0)
 
 
 @compiled

@@ -12,6 +12,7 @@ import numpy as np
 from simulator.compiled import compiled
 from simulator.cost.table import decode_step_seconds, mixed_step_seconds
 from simulator.engine.columns import MAX_SAMPLES
+from simulator.engine.launching import drawn_launch_s, start_batch
 from simulator.engine.sglang.columns import RING
 from simulator.engine.sglang.decode import strike_done
 from simulator.engine.sglang.memory import checkpoint, pages_taken, release, settle_committed
@@ -85,12 +86,12 @@ def schedule(e, now):  # type: ignore[no-untyped-def]
             seconds = decode_step_seconds(e.cost, singles, context)
         else:
             seconds = mixed_step_seconds(e.cost, singles, context, chunks, new, past, attention, finished)
-        start = max(now, e.gpu_free_s)
-        launch(e, now, seconds)
+        launching = drawn_launch_s(e, singles + new) if chunks > 0 else 0.0
+        start = launch(e, now, seconds, launching)
         if e.tell_chunks:
             date_chunks(e, news_before, start, e.gpu_free_s)
         if e.logging:
-            log_batch(e, now, seconds, rows_before)
+            log_batch(e, start, rows_before)
 
 
 @compiled
@@ -110,14 +111,12 @@ def give_up_first(e):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def launch(e, now, seconds):  # type: ignore[no-untyped-def]
-    """Start the planned step behind the one that runs."""
-    end = max(now, e.gpu_free_s) + seconds
-    e.batch_end_s[e.planned % RING] = end
-    e.gpu_free_s = end
-    e.busy_s += seconds
+def launch(e, now, seconds, launching):  # type: ignore[no-untyped-def]
+    """Start the planned step behind the one that runs; returns when it starts."""
+    start = start_batch(e, now, seconds, launching)
     e.planned += 1
     e.peak_pages = max(e.peak_pages, pages_taken(e))
+    return start
 
 
 @compiled
@@ -284,7 +283,7 @@ def decode_run(e, until):  # type: ignore[no-untyped-def]
         r = e.planned % RING
         e.batch_decodes[r], e.batch_tokens[r] = n, n
         e.batch_firsts[r], e.batch_leaving[r], e.batch_joined[r] = 0, 0, 0
-        launch(e, end, decode_step_seconds(e.cost, n, n * step + e.base_sum))
+        launch(e, end, decode_step_seconds(e.cost, n, n * step + e.base_sum), 0.0)
 
 
 @compiled
