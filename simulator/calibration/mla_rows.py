@@ -136,6 +136,8 @@ def bare_costs(backend: str) -> EngineCosts:
         mixed_layer_s=0.0,
         mixed_gap_s=0.0,
         mixed_graph_tokens=0,
+        launch_ahead=False,
+        launch_jitter=0.0,
         eager_layer_s=0.0,
         eager_moe_layer_s=0.0,
         eager_mla_layer_s=0.0,

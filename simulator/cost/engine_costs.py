@@ -71,10 +71,12 @@ class EngineCosts:
     CUDA graph: a floor under its GPU time. ``mixed_gap_s``: what such a step takes more than its GPU work.
     ``mixed_graph_tokens``: steps of more tokens launch every kernel on its own (0: they always do, or the floor above
     says it all), at host seconds of ``eager_layer_s`` a layer, ``eager_moe_layer_s`` more with routed experts (Triton
-    kernels; those of one call take less) and ``eager_mla_layer_s`` more with MLA. ``launch_ahead``: with overlap, such a
-    step is launched while the one before it runs, whose tokens are handed out only afterwards; without, launching is a
-    floor under the step's own time. ``launch_jitter``: share of such a launch that is exponentially distributed. ``frontend_s``: per request before it is first scheduled; ``detokenise_s``: from a
-    token's step to the client. ``decode_graph_sizes``: batch sizes a pure decode step is padded to. ``fused_quantisation``: activations are
+    kernels; those of one call take less) and ``eager_mla_layer_s`` more with MLA. ``launch_ahead``: with overlap, one
+    with prefill tokens is launched while the one before it runs, whose tokens are handed out only afterwards, and
+    ``mixed_step_s`` is what goes by before its first kernel; without, launching is a floor under the step's own time.
+    ``launch_jitter``: share of such a launch that is exponentially distributed.
+    ``frontend_s``: per request before it is first scheduled; ``detokenise_s``: from a token's step to the client.
+    ``decode_graph_sizes``: batch sizes a pure decode step is padded to. ``fused_quantisation``: activations are
     quantised inside the kernel before, not by a pass of their own (but for fp8_block, which always has one).
     ``fused_norm_all_reduce``: the norm after an all-reduce is part of it. ``all_reduce``: whose all-reduce it runs
     (rows of the collective tables). ``expert_all_to_all``: all_gather, deepep. ``routing``: balanced or skewed (power

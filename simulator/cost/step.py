@@ -355,6 +355,8 @@ def explain_step(
         waits.append(("preparing on an idle GPU", _prepare_s(engine_costs)))
         whole_s = sum(line.seconds for line in lines + head) + sum(seconds for _, seconds in waits)
         launch_s = float(_launch_ahead(step, np.array([tokens]))[0])
-        waits.append(("launching on an idle GPU", max(launch_s - whole_s, 0.0)))
+        piecewise = float(_eager_launch(step, np.array([tokens]))[0]) == 0.0
+        name = "launching graphs" if piecewise else "launching kernel by kernel"
+        waits.append((name, max(launch_s - whole_s, 0.0)))
     place = f"engine profile {engine_costs.name}"
     return lines + head + [OperatorCost(n, 1, s, "host", 0.0, 0.0, place) for n, s in waits if s > 0]

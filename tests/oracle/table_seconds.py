@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from vllm_stepper import StepSeconds, affine
+from vllm_stepper import LaunchSeconds, StepSeconds, affine
 
 from simulator.cost.table import StepCostTable
 
@@ -57,3 +58,22 @@ def table_seconds(table: StepCostTable) -> StepSeconds:
         return max(at_count(table.mixed_floor_s, sequences), gpu) + at_count(table.mixed_add_s, sequences)
 
     return seconds
+
+
+def hashed(word: int) -> int:
+    """Xor-shifts and odd factors, on 32 bits."""
+    x = word % 2**32
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x31848BAB)):
+        x = (x ^ x >> shift) * factor % 2**32
+    return x ^ x >> 16
+
+
+def table_launch(table: StepCostTable) -> LaunchSeconds:
+    """When a step of a table may begin and is launched, counted from its planning."""
+
+    def launch(number: int, tokens: int) -> tuple[float, float]:
+        mean, share = at_count(table.mixed_launch_s, tokens), table.launch_jitter
+        uniform = (hashed(hashed(number) + tokens) + 0.5) / 2**32
+        return table.mixed_prepare_s, mean * (1 - share) + mean * share * -math.log(uniform)
+
+    return launch

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from engine_case import as_case, assert_all_given_back, assert_equal, run_engine
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from random_cases import cases
-from table_seconds import table_seconds
+from table_seconds import table_launch, table_seconds
 from vllm_stepper import run_case
 
 from simulator.cost.table import StepCostTable
@@ -86,6 +88,22 @@ def test_with_a_cost_table(case, told):
     assume(takes_time(options))
     table = curved_table()
     rows, _ = run_case(options, requests, step_seconds=table_seconds(table), instant_s=1e-9)
+    cluster = run_engine(as_case(options, requests), told=told, cost=table)
+    assert_equal(cluster, rows)
+
+
+@some(80)
+@given(cases(), st.booleans())
+def test_with_launches_that_hold_results_back(case, told):
+    """Graphs up to 64 tokens, slower launches beyond; some longer than the step, some shorter."""
+    options, requests = case
+    assume(takes_time(options))
+    tokens = np.arange(0, 257, dtype=float)
+    launch = np.where(tokens > 64, 12e-3, 2e-3 + 1e-5 * tokens)
+    table = dataclasses.replace(curved_table(), mixed_launch_s=launch, mixed_prepare_s=1e-3, launch_jitter=0.3)
+    rows, _ = run_case(
+        options, requests, step_seconds=table_seconds(table), launch_seconds=table_launch(table), instant_s=1e-9
+    )
     cluster = run_engine(as_case(options, requests), told=told, cost=table)
     assert_equal(cluster, rows)
 

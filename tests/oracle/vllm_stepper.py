@@ -25,6 +25,8 @@ OWN_TOKEN = 10_000_000  # token values from here on belong to one request alone
 # (new, past) of every sequence with one new token (a decode, to the kernels), of the chunks of several, and how many
 # sequences end their prefill with this step, whatever the length of its last chunk
 StepSeconds = Callable[[Sequence[tuple[int, int]], Sequence[tuple[int, int]], int], float]
+# (number of the step, its tokens) of a step with chunks -> seconds before its first kernel runs, and until it is launched
+LaunchSeconds = Callable[[int, int], tuple[float, float]]
 
 
 def affine(step_time: dict[str, float]) -> StepSeconds:
@@ -42,6 +44,7 @@ class Engine:
     """A scheduler, its steps in flight (one, or two with asynchronous scheduling), and its reads or sends."""
 
     scheduler_class: type[Scheduler] = Scheduler
+    launch: LaunchSeconds | None = None
 
     def __init__(
         self, settings: dict[str, Any], role: Role, names: PrefixNames, seconds: StepSeconds, instant_s: float
@@ -53,6 +56,7 @@ class Engine:
         self.scheduler = self.scheduler_class(settings, role, names, self._read_starts)
         self.in_flight: deque[tuple[float, Step, tuple[list[Request], list[Request]]]] = deque()
         self.free_s = 0.0  # when the last planned step ends
+        self.launched = 0
         self.reads: list[tuple[float, Request]] = []  # end of each read not reported yet
         self.sends: list[tuple[float, Request]] = []
         self.preemptions: Counter[int] = Counter()
@@ -110,8 +114,16 @@ class Engine:
         """Transfers that have ended by now are reported at the end of the step planned now."""
         work = [(n, step.past[r]) for r, n in step.tokens.items()]
         singles, chunks = [w for w in work if w[0] == 1], [w for w in work if w[0] > 1]
-        start = max(self.now, self.free_s)
+        prepare, launch = 0.0, 0.0
+        if self.launch is not None and chunks:
+            prepare, launch = self.launch(self.launched, sum(n for n, _ in work))
+        self.launched += 1
+        start = max(self.now + prepare, self.free_s)
         self.free_s = start + self.seconds(singles, chunks, len(step.sampling) - len(step.decoding))
+        self.free_s = max(self.free_s, self.now + launch)
+        if self.in_flight and launch:  # the loop that launches looks at the results before only afterwards
+            end, *rest = self.in_flight.pop()
+            self.in_flight.append((max(end, self.now + launch), *rest))
         self.in_flight.append((self.free_s, step, (self._ended(self.reads), self._ended(self.sends))))
         if len(self.steps) < keep_steps:
             self.steps.append(
@@ -131,7 +143,12 @@ class Case:
     engine_class: type[Engine] = Engine
 
     def __init__(
-        self, settings: dict[str, Any], requests: list[dict[str, Any]], seconds: StepSeconds | None, instant_s: float
+        self,
+        settings: dict[str, Any],
+        requests: list[dict[str, Any]],
+        seconds: StepSeconds | None,
+        instant_s: float,
+        launch: LaunchSeconds | None = None,
     ) -> None:
         self.settings, self.requests, self.instant_s = settings, requests, instant_s
         self.token_times: list[list[float]] = [[] for _ in requests]
@@ -141,7 +158,9 @@ class Case:
         seconds = seconds or affine(settings["step_time"])
 
         def engine(role: Role, own: dict[str, Any]) -> Engine:
-            return self.engine_class({**settings, **own}, role, names, seconds, instant_s)
+            made = self.engine_class({**settings, **own}, role, names, seconds, instant_s)
+            made.launch = launch
+            return made
 
         self.prefill_of: dict[int, Request] = {}
         if settings.get("disaggregated"):
@@ -227,14 +246,15 @@ def run_case(
     *,
     keep_steps: int = 0,
     step_seconds: StepSeconds | None = None,
+    launch_seconds: LaunchSeconds | None = None,
     instant_s: float = 1e-12,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows (one a request) and the first ``keep_steps`` steps of each engine, as in a case's expected files.
 
-    ``step_seconds`` replaces the case's affine step time. Times no further apart than ``instant_s`` seconds are one
+    ``step_seconds`` replaces the case's affine step time, ``launch_seconds`` adds what the host needs to launch. Times no further apart than ``instant_s`` seconds are one
     instant.
     """
-    case = Case(settings, requests, step_seconds, instant_s)
+    case = Case(settings, requests, step_seconds, instant_s, launch_seconds)
     case.run(keep_steps)
     steps = sorted((s for e in case.engines for s in e.steps), key=lambda s: (s["start_s"], s["engine"]))
     return case.rows(), steps
