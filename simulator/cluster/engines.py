@@ -203,7 +203,8 @@ def _with_costs(engine: Engine, topology: Topology, pool: PoolPart) -> Engine:
     step_time = pool_part(topology, pool, "step_time")
     front = topology.frontend
     if isinstance(step_time, StepTimePart):
-        cost = affine_cost(step_time.base_s, step_time.per_token_s, step_time.per_context_token_s)
+        parts = (step_time.per_token_s, step_time.per_context_token_s, step_time.per_sequence_s)
+        cost = affine_cost(step_time.base_s, *parts)
         return replace(engine, step_cost=cost, before_s=front.before_s or 0.0, after_s=front.after_s or 0.0)
     assert engine.model is not None and engine.gpu is not None, "checked with the topology"
     costs = _costs(engine.profile, engine.settings)

@@ -54,7 +54,8 @@ class Route:
     """One handover's arithmetic between two engines. A transfer waits ``delay_s``, then ``wire_bytes`` flow.
 
     ``decode_s_per_block``, ``chunk_blocks``: time to undo compression, done chunk by chunk while later ones travel.
-    ``window_bytes``: layers with a sliding window, whatever the prompt's length.
+    ``window_bytes``: layers with a sliding window, whatever the prompt's length. ``post_s_per_block``: of
+    ``per_block_s``, what an engine that reads spends in its own loop to post the pieces of a block.
     """
 
     setup_s: float
@@ -63,6 +64,7 @@ class Route:
     window_bytes: float = 0.0
     decode_s_per_block: float = 0.0
     chunk_blocks: int = 1
+    post_s_per_block: float = 0.0
 
     def delay_s(self, blocks: int) -> float:
         """Seconds before the bytes flow: setting up, and what each block costs apart from its bytes."""

@@ -197,10 +197,17 @@ class Cluster:
             tell_chunks=transfer is not None and protocol(transfer.mode, transfer.landing).tells_chunks,
             logging=self.options.logging or self.options.slo_itl,
             macro=self.options.macro,
-            extra={"max_output_tokens": self.max_output_tokens},
+            extra={"max_output_tokens": self.max_output_tokens, "read_post_s": self._read_post_s(plan.index)},
         )
         engine = Engine(spec, content, self.desk.record)
         return Worker(self.clock, plan.index, engine, prefill_rate(plan.step_cost, plan.max_step_tokens), self.hear)
+
+    def _read_post_s(self, index: int) -> float:
+        """Seconds a block that the engine's own loop spends on posting a read; an engine that is pushed to has none."""
+        transfer = self.plan.transfer
+        if transfer is None or transfer.mode != "pull":
+            return 0.0
+        return max((route.post_s_per_block for (_, dst), route in transfer.routes.items() if dst == index), default=0.0)
 
     def _handover(self) -> Handover | None:
         entry = next(w for w in self.plan.workers if w.role != "decode")

@@ -56,12 +56,14 @@ class ParallelPart(Part):
 
 
 class StepTimePart(Part):
-    """An explicit step time: ``base_s + per_token_s x new tokens + per_context_token_s x tokens computed before``."""
+    """An explicit step time: ``base_s + per_token_s x new tokens + per_context_token_s x tokens computed before``, and
+    ``per_sequence_s`` for each sequence."""
 
     kind: Literal["affine"] = "affine"
     base_s: Seconds
     per_token_s: Seconds = 0.0
     per_context_token_s: Seconds = 0.0
+    per_sequence_s: Seconds = 0.0
 
 
 class PoolPart(Part):

@@ -16,9 +16,13 @@ from simulator.models.model import Moe
 RING = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "alltoall": 1.0}
 
 
-def link_bandwidth(gpu: Gpu) -> float:
-    """One direction of the link between GPUs of a node: NVLink, or PCIe without it."""
-    return gpu.nvlink_bandwidth_bytes_per_s or gpu.pcie_bandwidth_bytes_per_s
+def link_bandwidth(gpu: Gpu, kernel: Kernel | None = None) -> float:
+    """One direction of the link between GPUs of a node: NVLink, or PCIe without it, where ``kernel`` may state how fast
+    host memory passes it on (``host_bytes_per_s``)."""
+    if gpu.nvlink_bandwidth_bytes_per_s:
+        return gpu.nvlink_bandwidth_bytes_per_s
+    staged = float("inf") if kernel is None else kernel.parameters.get("host_bytes_per_s", float("inf"))
+    return min(gpu.pcie_bandwidth_bytes_per_s, staged)
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Collective:
         """Seconds for ``message`` bytes (of the whole tensor, as in the tables)."""
         n = self.inside
         share = RING[self.kind] * (n - 1) / n
-        inner = collective_time(link_bandwidth(self.gpu), self.kernel.parameters, n, message, share)
+        inner = collective_time(link_bandwidth(self.gpu, self.kernel), self.kernel.parameters, n, message, share)
         inner = self.kernel.apply(inner, (float(n),), message)
         nodes = -(-self.ranks // n)
         return inner if nodes == 1 else self._across(inner, message, nodes)
@@ -61,13 +65,20 @@ class Collective:
 def all_reduce(kernels: Kernels, library: str, ranks: int) -> Collective:
     """The engine's own all-reduce."""
     return Collective(
-        kernels.gpu, "all_reduce", ranks, kernels.find("all_reduce", library, "custom"), _between(kernels)
+        kernels.gpu, "all_reduce", ranks, _inside(kernels, "all_reduce", library, "custom"), _between(kernels)
     )
 
 
 def nccl(kernels: Kernels, kind: str, ranks: int) -> Collective:
     """A collective of NCCL."""
-    return Collective(kernels.gpu, kind, ranks, kernels.find(kind, "nccl", "nccl"), _between(kernels))
+    return Collective(kernels.gpu, kind, ranks, _inside(kernels, kind, "nccl", "nccl"), _between(kernels))
+
+
+def _inside(kernels: Kernels, kind: str, library: str, variant: str) -> Kernel:
+    """The measured kernel over NVLink; over PCIe alone, which no table has, what NCCL reaches there."""
+    if not kernels.gpu.nvlink_bandwidth_bytes_per_s:
+        return kernels.find("pcie_collective", "any", "any")
+    return kernels.find(kind, library, variant)
 
 
 def _between(kernels: Kernels) -> Kernel:

@@ -104,8 +104,8 @@ def _decode_gpu(step: Step, seqs: Floats) -> tuple[Floats, Floats]:
 
 def _mixed_gpu(step: Step, tokens: Floats) -> Floats:
     """Seconds of a step with prefill tokens, without attention over the cache, head and sampling: on the GPU, or,
-    where it is launched in its own time, for the host to launch them if that takes longer. What other micro-batches send
-    is hidden by computation, but not by attention over the cache, which is not known here."""
+    where it is launched in its own time, for the host to launch them if that takes longer. What other micro-batches
+    send is hidden by computation, but not by attention over the cache, which is not known here."""
     work, beside = _shared(step, step.token_operators, tokens)
     total = np.maximum(work, beside) + step.attention.chunk_launch_s()
     if not step.costs.launch_ahead:

@@ -23,7 +23,8 @@ class StepCostTable:
     A step with ``decode_seqs`` decoding sequences whose contexts sum to ``decode_context`` tokens (tokens computed
     before the step) and prefill chunks of ``new`` tokens after ``past`` computed ones takes
 
-    * affine kind: ``base_s + per_token_s * tokens + per_context_token_s * (sum of tokens computed before the step)``;
+    * affine kind: ``base_s + per_token_s * tokens + per_context_token_s * (sum of tokens computed before the step)
+      + per_sequence_s * sequences``;
     * table kind: ``max(floor, gpu) + add`` with
       pure decode: ``gpu = decode_s[n] + attention(n, decode_context)``, floor and add ``decode_floor_s[n]``,
       ``decode_add_s[n]``, n = decode_seqs;
@@ -43,6 +44,7 @@ class StepCostTable:
     base_s: float = 0.0
     per_token_s: float = 0.0
     per_context_token_s: float = 0.0
+    per_sequence_s: float = 0.0
     decode_s: Floats = field(default_factory=lambda: np.zeros(2))
     decode_floor_s: Floats = field(default_factory=lambda: np.zeros(2))
     decode_add_s: Floats = field(default_factory=lambda: np.zeros(2))
@@ -60,9 +62,11 @@ class StepCostTable:
     chunk_attention_s: Floats = field(default_factory=lambda: np.zeros((2, 2)))
 
 
-def affine_cost(base_s: float, per_token_s: float = 0.0, per_context_token_s: float = 0.0) -> StepCostTable:
+def affine_cost(
+    base_s: float, per_token_s: float = 0.0, per_context_token_s: float = 0.0, per_sequence_s: float = 0.0
+) -> StepCostTable:
     """The explicit step time of a topology: for teaching, tests and exact cases."""
-    return StepCostTable(True, base_s, per_token_s, per_context_token_s)
+    return StepCostTable(True, base_s, per_token_s, per_context_token_s, per_sequence_s)
 
 
 StepCost = record(
@@ -72,6 +76,7 @@ StepCost = record(
         "base_s",
         "per_token_s",
         "per_context_token_s",
+        "per_sequence_s",
         "decode_s",
         "decode_floor_s",
         "decode_add_s",
@@ -98,6 +103,7 @@ def make_step_cost(  # type: ignore[no-untyped-def]
     base_s,
     per_token_s,
     per_context_token_s,
+    per_sequence_s,
     decode_s,
     decode_floor_s,
     decode_add_s,
@@ -119,6 +125,7 @@ def make_step_cost(  # type: ignore[no-untyped-def]
         base_s,
         per_token_s,
         per_context_token_s,
+        per_sequence_s,
         decode_s,
         decode_floor_s,
         decode_add_s,
@@ -181,7 +188,7 @@ def chunk_attention_seconds(cost, new, past):  # type: ignore[no-untyped-def]
 def decode_step_seconds(cost, seqs, context):  # type: ignore[no-untyped-def]
     """Seconds of a pure decode step: one new token for each of ``seqs`` sequences over ``context`` computed tokens."""
     if cost.affine:
-        return cost.base_s + cost.per_token_s * seqs + cost.per_context_token_s * context
+        return cost.base_s + cost.per_token_s * seqs + cost.per_context_token_s * context + cost.per_sequence_s * seqs
     gpu = at_count(cost.decode_s, seqs) + decode_attention_seconds(cost, seqs, context)
     return max(at_count(cost.decode_floor_s, seqs), gpu) + at_count(cost.decode_add_s, seqs)
 
@@ -200,7 +207,8 @@ def mixed_step_seconds(cost, decodes, decode_context, chunks, new, past, chunk_a
     What launching takes (``mixed_prepare_s``, ``launch_seconds``) is not in it.
     """
     if cost.affine:
-        return cost.base_s + cost.per_token_s * (decodes + new) + cost.per_context_token_s * (decode_context + past)
+        alone = cost.base_s + cost.per_token_s * (decodes + new) + cost.per_context_token_s * (decode_context + past)
+        return alone + cost.per_sequence_s * (decodes + chunks)
     gpu = at_count(cost.mixed_s, decodes + new) + decode_attention_seconds(cost, decodes, decode_context)
     gpu += chunk_attention_s + cost.per_finished_prefill_s * finished
     return max(at_count(cost.mixed_floor_s, decodes + chunks), gpu) + at_count(cost.mixed_add_s, decodes + chunks)
@@ -213,6 +221,7 @@ def step_cost_record(table: StepCostTable) -> object:
         float(table.base_s),
         float(table.per_token_s),
         float(table.per_context_token_s),
+        float(table.per_sequence_s),
         table.decode_s,
         table.decode_floor_s,
         table.decode_add_s,

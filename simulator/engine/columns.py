@@ -27,6 +27,7 @@ NUMBERS: dict[str, str] = {
     "planned": "batches planned so far: the number of the next one",
     "completed": "batches completed so far",
     "gpu_free_s": "end of the last planned batch",
+    "host_free_s": "until then the host asks for KV elsewhere",
     "plan_at_s": "moment at which planning is due, or NEVER",
     "previous_end_s": "end of the last completed batch",
     "running_count": "requests in the running list",

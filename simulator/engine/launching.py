@@ -26,21 +26,21 @@ def drawn_launch_s(e, tokens):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def start_batch(e, now, seconds, launch):  # type: ignore[no-untyped-def]
-    """Place the batch being planned on the GPU; returns its start. ``launch``: host seconds, from ``now`` on, of which
-    the first go by before anything runs.
+def start_batch(e, now, begin, seconds, launch):  # type: ignore[no-untyped-def]
+    """Place the batch being planned on the GPU; returns its start. ``launch``: host seconds from ``begin`` on, of which
+    the first go by before anything runs; ``begin``: when the host gets to it.
 
     One loop launches a batch and then looks at the results of the one before: these wait until the launch is over.
     """
     if launch == 0.0:
-        start = max(now, e.gpu_free_s)
+        start = max(begin, e.gpu_free_s)
         end = start + seconds
     else:
-        start = max(now + e.cost.mixed_prepare_s, e.gpu_free_s)
-        end = max(start + seconds, now + launch)
-        if e.planned > e.completed:
-            before = (e.planned - 1) % e.batch_end_s.size
-            e.batch_end_s[before] = max(e.batch_end_s[before], now + launch)
+        start = max(begin + e.cost.mixed_prepare_s, e.gpu_free_s)
+        end = max(start + seconds, begin + launch)
+    if begin + launch > now and e.planned > e.completed:
+        before = (e.planned - 1) % e.batch_end_s.size
+        e.batch_end_s[before] = max(e.batch_end_s[before], begin + launch)
     e.batch_end_s[e.planned % e.batch_end_s.size] = end
     e.gpu_free_s = end
     e.busy_s += end - start

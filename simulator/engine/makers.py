@@ -40,7 +40,11 @@ FIRST_TOKEN = {"tensorrt-llm": AT_DECODE, "sglang": AT_DECODE, "distserve": AT_P
 def make_vllm(spec: EngineSpec, content: Any, desk: Any) -> Any:
     """State of a vLLM engine (settings: max_num_seqs, max_num_batched_tokens, block_size, max_model_len, ...)."""
     s = spec.settings
-    rules = RuleSet(stream_interval=int(s.get("stream_interval", 1)), **speculation(spec))
+    rules = RuleSet(
+        stream_interval=int(s.get("stream_interval", 1)),
+        read_post_s=float(spec.extra.get("read_post_s", 0.0)),
+        **speculation(spec),
+    )
     return make_engine(
         ROLES[spec.role],
         2 if s["async_scheduling"] else 1,

@@ -37,6 +37,7 @@ def start_read(e, s, hits, idle, now):  # type: ignore[no-untyped-def]
     if e.outside[s] > 0:
         tell(e, LOAD, s, hits, now)
     else:
+        e.host_free_s = max(e.host_free_s, now) + e.rules.read_post_s * (wanted - hits)
         tell(e, READ, s, wanted - hits, now)
     return True
 

@@ -42,6 +42,7 @@ class RuleSet:
     acceptance: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # of each draft, if those before were
     draft_cost: float = 0.0  # a draft's time, as a share of a decode step's
     seed: int = 0
+    read_post_s: float = 0.0  # host seconds to ask for a block of KV elsewhere; steps and results wait for it
     limits: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
@@ -70,6 +71,7 @@ def make_rules(  # type: ignore[no-untyped-def]
     acceptance,
     draft_cost,
     seed,
+    read_post_s,
     limits,
     reserving,
 ):
@@ -88,6 +90,7 @@ def make_rules(  # type: ignore[no-untyped-def]
         acceptance,
         draft_cost,
         seed,
+        read_post_s,
         limits,
         reserving,
     )

@@ -123,6 +123,7 @@ def make_engine(  # type: ignore[no-untyped-def]
         0,
         0,
         0.0,
+        0.0,
         NEVER,
         -1.0,
         0,

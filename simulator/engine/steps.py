@@ -115,7 +115,7 @@ def plan_and_launch(e, now):  # type: ignore[no-untyped-def]
 def push_batch(e, now, seconds, decodes, launch):  # type: ignore[no-untyped-def]
     """Start the planned batch; returns when it does."""
     r = e.planned % RING
-    start = start_batch(e, now, seconds, launch)
+    start = start_batch(e, now, max(now, e.host_free_s), seconds, launch)
     e.batch_decodes[r] = decodes
     if e.rules.stream_interval > 1:
         e.batch_sent[r] = e.stream_phase[e.planned % e.rules.stream_interval]

@@ -113,7 +113,7 @@ def give_up_first(e):  # type: ignore[no-untyped-def]
 @compiled
 def launch(e, now, seconds, launching):  # type: ignore[no-untyped-def]
     """Start the planned step behind the one that runs; returns when it starts."""
-    start = start_batch(e, now, seconds, launching)
+    start = start_batch(e, now, now, seconds, launching)
     e.planned += 1
     e.peak_pages = max(e.peak_pages, pages_taken(e))
     return start
