@@ -312,6 +312,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except OSError as problem:  # a disk that is full, a folder that has gone
+        what = problem.strerror or " ".join(str(problem).split())
+        return _refuse(f"{problem.filename}: {what}" if problem.filename else what)
+    except MemoryError:
+        return _refuse(
+            "there is not enough memory; take less of the trace (--limit), or stop in time (--max-memory-gb)"
+        )
 
 
 def _refuse(message: str) -> int:

@@ -7,10 +7,13 @@ handing one to a compiled function costs one pointer, however many columns it ha
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,11 +30,28 @@ _IMPORT = re.compile(r"^from (simulator[\w.]*) import (.*)$", re.MULTILINE)
 
 def compiled(function: Compiled) -> Compiled:
     """Compile ``function`` on its first call; the machine code is kept on disk for the next process."""
-    dispatcher = njit(cache=True, error_model="numpy")(function)
-    if not config.DISABLE_JIT:
-        # numba drops kept code when the function's own file changes; ours holds code from the files it imports too
-        dispatcher._cache._cache_file._source_stamp = source_stamp(function.__module__)
+    if config.DISABLE_JIT:
+        return function
+    try:
+        dispatcher = njit(cache=True, error_model="numpy")(function)
+    except RuntimeError:  # neither beside the source nor at home may anything be written
+        config.CACHE_DIR = str(Path(tempfile.gettempdir()) / f"pd-simulator-{getpass.getuser()}")
+        dispatcher = njit(cache=True, error_model="numpy")(function)
+    kept = dispatcher._cache
+    # numba drops kept code when the function's own file changes; ours holds code from the files it imports too
+    kept._cache_file._source_stamp = source_stamp(function.__module__)
+    kept.save_overload = _unless_full(kept.save_overload)
     return dispatcher  # type: ignore[no-any-return]
+
+
+def _unless_full(save: Callable[..., None]) -> Callable[..., None]:
+    """Code that cannot be kept, because the disk is full, is compiled again in the next process."""
+
+    def attempt(*given: Any) -> None:
+        with suppress(OSError):
+            save(*given)
+
+    return attempt
 
 
 def is_compiled(function: Compiled) -> bool:

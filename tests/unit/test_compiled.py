@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from numba import config
+from numba.core import caching
 
 from simulator import compiled
 from simulator.engine.engine import POLICIES
@@ -91,3 +92,29 @@ def test_plain_python_gives_the_same_bytes():
     ]
     assert json.loads(results[0])["topologies"][0]["completed"] == 25
     assert results[0] == results[1]
+
+
+def plus_one(value):
+    return value + 1
+
+
+@jit
+def test_where_nothing_may_be_written_code_is_kept_among_temporary_files(tmp_path, monkeypatch):
+    """A package installed read-only, and a home that is read-only, too."""
+    for locator in caching.CacheImpl._locator_classes:
+        if locator is not caching.UserProvidedCacheLocator:
+            monkeypatch.setattr(locator, "from_function", classmethod(lambda cls, function, file: None))
+    monkeypatch.setattr(config, "CACHE_DIR", "")
+    monkeypatch.setattr(compiled.tempfile, "gettempdir", lambda: str(tmp_path))
+    function = compiled.compiled(plus_one)
+    assert function(1) == 2
+    assert list(tmp_path.rglob("*.nbi"))
+
+
+@jit
+def test_a_full_disk_keeps_no_code_and_stops_nothing(monkeypatch):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
+    assert compiled.compiled(plus_one)(1) == 2
