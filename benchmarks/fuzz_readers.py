@@ -34,7 +34,10 @@ arrivals: {rate_per_s: 5.0}
 input_tokens: {quantiles: {0.0: 10, 0.5: 200, 1.0: 3000}}
 output_tokens: {constant: 20}
 """
-CONFIG = b'{"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "vocab_size": 99}'
+CONFIG = (
+    b'{"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, '
+    b'"intermediate_size": 128, "vocab_size": 99, "max_position_embeddings": 512}'
+)
 NATIVE = b'{"arrival_s": 0, "input_tokens": 5, "output_tokens": 3, "hash_ids": [1]}\n'
 MOONCAKE = b'{"timestamp": 0, "input_length": 700, "output_length": 2, "hash_ids": [1, 2]}\n'
 AZURE = b"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.97,4808,10\n"
