@@ -18,6 +18,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "simulate": "simulator.api",
     "compare": "simulator.api",
+    "plan": "simulator.planning.plan",
+    "PlanResult": "simulator.planning.plan",
     "sweep": "simulator.planning.sweep",
     "SweepResult": "simulator.planning.sweep",
     "Result": "simulator.api",
@@ -34,6 +36,7 @@ __all__ = [
     "SLO",
     "Comparison",
     "InputError",
+    "PlanResult",
     "Result",
     "SimulatorError",
     "SweepResult",
@@ -42,6 +45,7 @@ __all__ = [
     "compare",
     "load_topology",
     "load_trace",
+    "plan",
     "simulate",
     "sweep",
 ]
@@ -51,6 +55,7 @@ if TYPE_CHECKING:
     from simulator.cluster.topology import load_topology
     from simulator.errors import InputError, SimulatorError
     from simulator.metrics.slo import SLO
+    from simulator.planning.plan import PlanResult, plan
     from simulator.planning.sweep import SweepResult, sweep
     from simulator.workload.load import load_trace
     from simulator.workload.trace import Trace

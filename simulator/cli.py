@@ -13,6 +13,7 @@ from cyclopts.validators import Number
 
 import simulator
 from simulator.commands.options import RunOptions
+from simulator.commands.plan import PlanOptions
 from simulator.commands.sweep import SweepOptions
 from simulator.errors import InputError, RunInterruptedError, nearest
 
@@ -216,6 +217,20 @@ def _sweep(spec: str, /, *, options: Annotated[SweepOptions, Parameter(name="*")
     from simulator.commands.sweep import sweep
 
     return sweep(spec, options)
+
+
+@app.command(name="plan")
+def _plan(spec: str, /, *, options: Annotated[PlanOptions, Parameter(name="*")] = PlanOptions()) -> int:  # noqa: B008
+    """Find the highest rate, the best split or the cheapest cluster for latency targets; does disaggregation pay?
+
+    Parameters
+    ----------
+    spec
+        a YAML file, see docs/planning.md
+    """
+    from simulator.commands.plan import plan
+
+    return plan(spec, options)
 
 
 @_validate.command(name="scheduler")

@@ -61,6 +61,17 @@ class Talk:
         with bar.doing(what):
             yield count
 
+    @contextmanager
+    def saying(self, what: str) -> Iterator[Callable[[str], None]]:
+        """What is being worked on, where nobody knows how much there will be: one line that changes, and vanishes."""
+        if self.quiet or not sys.stderr.isatty():
+            yield lambda _: None
+            return
+        from rich.console import Console
+
+        with Console(stderr=True).status(what) as status:
+            yield lambda text: status.update(f"{what} {text}")
+
 
 class Bar:
     """A bar that appears once the work has taken a while, and leaves no trace."""

@@ -111,6 +111,23 @@ def list_models() -> list[str]:
     return sorted(_catalogue()[0])
 
 
+@cache
+def _published() -> dict[str, str]:
+    """Hugging Face id of each model: its first instruction-tuned alias, or its first."""
+    found: dict[str, str] = {}
+    for path in sorted((shipped("hardware_profiles") / "models").glob("*.yaml")):
+        for name, data in read_yaml(path, TopologyError).items():
+            ids = [alias for alias in data.get("aliases", ()) if "/" in alias]
+            found[name] = next((alias for alias in ids if "nstruct" in alias), ids[0] if ids else name)
+    return found
+
+
+def published_name(name_or_path: str) -> str:
+    """What an engine would load for a model: the Hugging Face id of one in the catalogue, else the path as it is."""
+    known = _catalogue()[1].get(name_or_path.lower().strip())
+    return name_or_path if known is None else _published()[known]
+
+
 def load_model(name_or_path: str | Path) -> Model:
     """A model by catalogue name, Hugging Face id (case does not matter), or path of a config.json or its folder.
 
