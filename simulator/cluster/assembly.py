@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from simulator.cluster.cache.plan import plan_cache
 from simulator.cluster.engines import Engine, engine_of
 from simulator.cluster.plan import ClusterPlan, WorkerPlan
 from simulator.cluster.schema import PoolPart, Topology
 from simulator.cluster.wires import plan_transfer
 from simulator.errors import TopologyError
+from simulator.network.fabric import Network
 
 
 def assemble(topology: Topology) -> ClusterPlan:
@@ -26,7 +28,9 @@ def assemble(topology: Topology) -> ClusterPlan:
             warnings.append(f"{topology.source}: network is not used: kv_transfer gives explicit times")
         workers = [replace(worker, node=transfer.nodes[worker.index]) for worker in workers]
     first = next(iter(engines.values()))
-    return ClusterPlan(topology, tuple(workers), transfer, first.model, first.precision, tuple(warnings))
+    network = Network() if transfer is None else transfer.network
+    cache = plan_cache(topology, workers, [engines[worker.pool] for worker in workers], network)
+    return ClusterPlan(topology, tuple(workers), transfer, first.model, first.precision, cache, tuple(warnings))
 
 
 def _check_blocks(topology: Topology, engines: dict[str, Engine]) -> None:

@@ -126,6 +126,37 @@ class KvTransferPlan:
 
 
 @dataclass(frozen=True)
+class TierPlan:
+    """One kind of cache: ``pages`` each worker has of it (a pool: one number for all), which page goes, and the time
+    before a load's bytes flow."""
+
+    pages: tuple[int, ...]
+    policy: str
+    setup_s: float
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """Caches below the engines. A page is ``page_tokens`` tokens, ``page_blocks`` of the engines' blocks.
+
+    ``tiers``: host, ssd, pool, those there are, in the order in which they are asked. ``own``: workers that have tiers.
+    ``of_hosts``: the pool is what all hosts hold. ``write``: through (a copy goes to every tier when a prompt is
+    computed) or evict (what one level drops goes to the next). ``outputs``: decoded tokens are kept, too.
+    ``network``: the engines' own, with the tiers' links; its path ends are told in ``simulator.cluster.cache.plan``.
+    """
+
+    tiers: Mapping[str, TierPlan]
+    page_tokens: int
+    page_blocks: int
+    bytes_per_token: tuple[float, ...]
+    own: tuple[bool, ...]
+    of_hosts: bool
+    write: str
+    outputs: bool
+    network: Network
+
+
+@dataclass(frozen=True)
 class ClusterPlan:
     """A topology worked out."""
 
@@ -134,6 +165,7 @@ class ClusterPlan:
     transfer: KvTransferPlan | None
     model: Model | None = None
     precision: Precision | None = None
+    cache: CachePlan | None = None
     warnings: tuple[str, ...] = field(default=())
 
     @property

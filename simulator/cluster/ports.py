@@ -60,22 +60,22 @@ def ports_of(network: NetworkPart, gpu: Gpu, wiring: Wiring, place: str) -> Port
     named = _named_link(network.link, place) if network.link else None
     nvlink_rate = (network.nvlink_gbyte_per_s or 0.0) * GB or gpu.nvlink_bandwidth_bytes_per_s
     card_rate = (network.nic_gbit_per_s or 0.0) * GB / BITS_PER_BYTE
-    pcie = _nearest("pcie", gpu.pcie_bandwidth_bytes_per_s)
+    pcie = nearest_link("pcie", gpu.pcie_bandwidth_bytes_per_s)
     lanes = gpu.pcie_bandwidth_bytes_per_s * pcie.efficiency
     if network.kind == "nvlink":
         if named and not network.nvlink_gbyte_per_s:
             nvlink_rate = named.bandwidth_bytes_per_s
         if nvlink_rate <= 0:
             raise TopologyError(f"{place}.kind: {gpu.name} has no NVLink; use rdma or ethernet")
-        link = named or _nearest("nvlink", nvlink_rate)
+        link = named or nearest_link("nvlink", nvlink_rate)
         return Ports(link, None, pcie, nvlink_rate * (network.efficiency or link.efficiency), 0.0, 0.0, lanes, 0.0)
     if not card_rate:
         share = gpu.nic_bandwidth_bytes_per_s * wiring.gpus_per_node / wiring.nics_per_node
         card_rate = named.bandwidth_bytes_per_s if named else share
     if card_rate <= 0:
         raise TopologyError(f"{place}.nic_gbit_per_s: {gpu.name} has no network card of its own; give a number")
-    card = named or _nearest(network.kind, card_rate)
-    nvlink = _nearest("nvlink", nvlink_rate) if nvlink_rate > 0 else None
+    card = named or nearest_link(network.kind, card_rate)
+    nvlink = nearest_link("nvlink", nvlink_rate) if nvlink_rate > 0 else None
     effective = nvlink_rate * nvlink.efficiency if nvlink else 0.0
     cores = (network.cores_per_gpu or 1.0) / card.cpu_s_per_byte if card.cpu_s_per_byte else 0.0
     return Ports(
@@ -90,7 +90,7 @@ def _named_link(name: str, place: str) -> Link:
         raise TopologyError(f"{place}.{error}") from None
 
 
-def _nearest(kind: str, bandwidth_bytes_per_s: float) -> Link:
+def nearest_link(kind: str, bandwidth_bytes_per_s: float) -> Link:
     """The shipped link of this kind whose line rate is nearest, as a ratio."""
     links = [link for link in map(load_link, list_links()) if link.kind == kind]
     ratio = [max(link.bandwidth_bytes_per_s, bandwidth_bytes_per_s) for link in links]

@@ -99,6 +99,8 @@ class Worker(Sleeper):
         self.engine = engine
         self._hear = hear
         self._prefill_tokens_per_s = prefill_tokens_per_s
+        #: Prompt tokens that caches below the engine seem to hold, where there are any: (worker, row) -> tokens.
+        self.outside: Callable[[Worker, int], int] | None = None
         super().__init__(clock)
 
     @property
@@ -131,11 +133,11 @@ class Worker(Sleeper):
         *,
         remote: bool = False,
         hand_over: bool = False,
-        outside: int = 0,
     ) -> None:
         """A request comes in; see ``Engine.submit``."""
         if self.engine.seen_s != now:  # a router may have looked at this very moment
             self.catch_up(now)
+        outside = 0 if remote or self.outside is None else self.outside(self, row)
         self.engine.submit(row, prompt_tokens, target_tokens, now, remote=remote, hand_over=hand_over, outside=outside)
         self.reconsider()
 

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.cluster.cache.caches import Caches
 from simulator.cluster.changes import follow
 from simulator.cluster.dispatch import Dispatcher, is_tracking
 from simulator.cluster.handover import Handover, HandoverColumns, Rooms, protocol
@@ -21,9 +22,9 @@ from simulator.cluster.routers import Decision, Prompts
 from simulator.cluster.routing_checks import is_lending
 from simulator.cost.table import prefill_rate
 from simulator.engine.engine import Engine, EngineSpec, News
-from simulator.engine.state import CHUNK, COMPUTED, FINISHED, NEVER, PREFILLED, READ, DeskColumns
+from simulator.engine.state import CHUNK, COMPUTED, FINISHED, LOAD, NEVER, PREFILLED, READ, DeskColumns
 from simulator.errors import TraceError
-from simulator.network.fabric import Fabric
+from simulator.network.fabric import Fabric, Network
 from simulator.workload.arrivals import Arrivals
 from simulator.workload.trace import Trace
 
@@ -68,6 +69,8 @@ class Cluster:
         prompts = Prompts(content, private_rows(trace), self.workers[0].engine.block_size)
         self.dispatch = Dispatcher(plan, trace, self.workers, prompts, options.seed)
         self.agenda = Agenda(self.clock)
+        self.transfers = self._transfers()
+        self.caches = self._caches(prompts)
         self.handover = self._handover()
         self._check_fit()
         self._sent = 0
@@ -112,6 +115,8 @@ class Cluster:
         """The first worker: it computes the prompt, and decodes unless another one does."""
         worker = self.workers[decision.first]
         self.prefill_worker[row] = worker.index
+        if self.caches is not None and not decision.reach:
+            self.caches.stay_near(row)
         prefills_only = self.plan.workers[worker.index].role == "prefill"
         elsewhere = prefills_only if decision.second is None else decision.second != worker.index
         if elsewhere and self.handover is not None:
@@ -125,9 +130,13 @@ class Cluster:
         handover = self.handover
         for kind, row, slot, value, at, since in zip(*(column.tolist() for column in news), strict=True):
             if kind == FINISHED:
+                if self.caches is not None:
+                    self.caches.finished(worker, row, at)
                 self._after(row, at + self.plan.workers[worker.index].frontend_after_s)
             elif kind == COMPUTED:
-                self.dispatch.computed(worker.index, row, at)
+                self._computed(worker, row, at)
+            elif kind == LOAD and self.caches is not None:
+                self.caches.load(worker, row, slot, value, at)
             elif handover is None:
                 continue
             elif kind == CHUNK:
@@ -135,11 +144,17 @@ class Cluster:
             elif kind == READ:
                 handover.memory_taken(worker.index, row, slot, value, at)
             elif kind == PREFILLED:
-                self.dispatch.computed(worker.index, row, at)
+                self._computed(worker, row, at)
                 if self.trace.output_tokens[row] == 1 and worker.engine.passes_first_token:
                     self._end_with_prompt(worker, row, slot, at)
                 else:
                     handover.prompt_done(row, slot, at)
+
+    def _computed(self, worker: Worker, row: int, now: float) -> None:
+        self.dispatch.computed(worker.index, row, now)
+        if self.caches is not None:
+            self.caches.computed(worker, row, now)
+            self.caches.drain(worker, now)
 
     def _end_with_prompt(self, worker: Worker, row: int, slot: int, now: float) -> None:
         """The only token was made with the prompt: nothing is left for a decode engine."""
@@ -185,15 +200,19 @@ class Cluster:
         return moments.tolist(), rows.tolist()
 
     def _worker(self, plan: WorkerPlan, content: object, chained: bool) -> Worker:
-        transfer = self.plan.transfer
+        transfer, cache = self.plan.transfer, self.plan.cache
+        decodes_only = plan.role == "decode" and not is_lending(self.plan.topology)
+        tell_prompts = not decodes_only and (is_tracking(self.plan) or cache is not None)
+        keeps_outputs = cache is not None and cache.outputs and cache.own[plan.index]
         spec = EngineSpec(
             policy=plan.policy,
             role="mixed" if is_lending(self.plan.topology) else plan.role,
             settings=dict(plan.settings),
             kv_blocks=plan.kv_blocks,
             cost=plan.step_cost,
-            tell_finished=chained,
-            tell_prompts=is_tracking(self.plan),
+            tell_finished=chained or tell_prompts or keeps_outputs,
+            tell_prompts=tell_prompts,
+            tell_evicted=cache is not None and cache.write == "evict" and cache.own[plan.index],
             tell_chunks=transfer is not None and protocol(transfer.mode, transfer.landing).tells_chunks,
             logging=self.options.logging or self.options.slo_itl,
             macro=self.options.macro,
@@ -215,9 +234,6 @@ class Cluster:
         transfer = self.plan.transfer
         if not self.plan.topology.disaggregated or transfer is None:
             return None
-        transfers = None if transfer.explicit else Transfers(self.clock, Fabric(transfer.network))
-        if transfers is not None:
-            follow(self.agenda, transfers, transfer.changes)
         rooms = Rooms(
             plan=transfer,
             workers=self.workers,
@@ -226,13 +242,33 @@ class Cluster:
             input_tokens=self._inputs,
             output_tokens=self._outputs,
             agenda=self.agenda,
-            transfers=transfers,
+            transfers=None if transfer.explicit else self.transfers,
             choose_decode=self.dispatch.decode,
             fail=self.fail,
             entry_before_s=self.entry_before_s,
             decode_before_s=self.plan.workers[self.dispatch.second.workers[0].index].frontend_before_s,
         )
         return protocol(transfer.mode, transfer.landing)(rooms, self.moved)
+
+    def _transfers(self) -> Transfers | None:
+        """What moves over links that are shared: handovers, loads and copies of caches."""
+        transfer, cache = self.plan.transfer, self.plan.cache
+        shared = transfer is not None and not transfer.explicit
+        if cache is None and not shared:
+            return None
+        network = cache.network if cache is not None else transfer.network if transfer is not None else Network()
+        transfers = Transfers(self.clock, Fabric(network))
+        if transfer is not None and shared:
+            follow(self.agenda, transfers, transfer.changes)
+        return transfers
+
+    def _caches(self, prompts: Prompts) -> Caches | None:
+        if self.plan.cache is None or self.transfers is None:
+            return None
+        lengths, clocks = (self._inputs, self._outputs), (self.agenda, self.transfers)
+        caches = Caches(self.plan.cache, self.workers, prompts, lengths, clocks)
+        self.dispatch.use_caches(caches)
+        return caches
 
     def _check_fit(self) -> None:
         """Reject requests that no worker could ever hold; if none is left, the trace is bad input."""

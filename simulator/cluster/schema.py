@@ -191,6 +191,39 @@ class TenantPart(Part):
     slo: dict[str, Text] = Field(default_factory=dict)
 
 
+class TierPart(Part):
+    """One cache below the engines: size and speed for each worker. ``policy``: which page is let go."""
+
+    gib: Positive
+    policy: Literal["lru", "lfu", "length_aware"] = "lru"
+    gbyte_per_s: Positive | None = None
+    write_gbyte_per_s: Positive | None = None
+    setup_s: Seconds | None = None
+
+
+class PoolTierPart(Part):
+    """A cache that all workers reach over the network: a ``store`` of its own, or what their ``hosts`` hold."""
+
+    of: Literal["store", "hosts"] = "store"
+    gib: Positive | None = None
+    policy: Literal["lru", "lfu", "length_aware"] = "lru"
+    gbyte_per_s: Positive | None = None
+    write_gbyte_per_s: Positive | None = None
+    setup_s: Seconds | None = None
+
+
+class CachePart(Part):
+    """Caches below the engines' prefix cache. ``block_tokens``: of a page, the unit that is kept and moved."""
+
+    block_tokens: Count = 256
+    host: TierPart | None = None
+    ssd: TierPart | None = None
+    pool: PoolTierPart | None = None
+    write: Literal["through", "evict"] = "through"
+    outputs: bool = False
+    bytes_per_token: Positive | None = None
+
+
 class FrontendPart(Part):
     """Host time of a request outside the engine's steps; replaces the engine profile's."""
 
@@ -211,6 +244,7 @@ class Topology(Part):
     kv_transfer: KvTransferPart = KvTransferPart()
     routing: RoutingPart = RoutingPart()
     admission: AdmissionPart | None = None
+    cache: CachePart | None = None
     tenants: dict[str, TenantPart] = Field(default_factory=dict)
     frontend: FrontendPart = FrontendPart()
     step_time: StepTimePart | None = None

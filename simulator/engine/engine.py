@@ -161,6 +161,7 @@ class Engine:
         self.wake_s = float("inf")
         self.seen_s = -1.0  # the moment it was last brought to
         self._pulse = self.policy.pulse
+        self._alone: Survey | None = None
 
     def submit(
         self,
@@ -181,6 +182,12 @@ class Engine:
         over = self.spec.role == "prefill" if hand_over is None else hand_over
         part = DECODE if remote else PREFILL if over else COLOCATED
         self.wake_s = self.policy.submit(self.state, row, prompt_tokens, target_tokens, part, outside, now)
+
+    def overlap(self, content: Any, row: int, tokens: int, keys: NDArray[np.int64]) -> int:
+        """Leading tokens of a prompt (of its first ``tokens``) in the prefix cache; ``keys``: of whole blocks."""
+        if self._alone is None:
+            self._alone = Survey([self])
+        return int(self._alone.overlap(content, row, tokens, keys)[0])
 
     def will_hold(self, slot: int, tokens: int) -> None:
         """The load that a slot waits for ends with the KV of its prompt's first ``tokens`` tokens here."""

@@ -1,0 +1,1 @@
+"""Caches below the engines' own: host memory, SSD and a pool for the whole cluster."""

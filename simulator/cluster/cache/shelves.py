@@ -1,0 +1,163 @@
+"""The tiers of one run: which pages lie where, and how they move down when written or let go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from simulator.cluster.cache.plan import host_of, ssd_of, store_of
+from simulator.cluster.plan import CachePlan
+from simulator.kv.eviction import PageCache
+
+#: Key of a page, and its place in the prompt.
+Page = tuple[int, int]
+
+
+class Mover(Protocol):
+    """What carries bytes between two ends of a path; calls back at the end."""
+
+    def start(
+        self, src: int, dst: int, size_bytes: float, delay_s: float, now: float, done: Callable[[float], None]
+    ) -> None:
+        """Begin moving."""
+
+
+@dataclass
+class Level:
+    """One cache: a worker's host memory or drives, or the pool's store. ``end``: its place in the network."""
+
+    kind: str
+    cache: PageCache
+    end: int
+    setup_s: float
+    incoming: set[int] = field(default_factory=set)
+    written_bytes: float = 0.0
+
+
+class Shelves:
+    """All levels of all workers. Pages on their way are not there yet."""
+
+    def __init__(self, plan: CachePlan, mover: Mover) -> None:
+        self._plan, self._mover = plan, mover
+        self._now = 0.0
+        count = len(plan.own)
+        self.holders: dict[int, list[int]] = {}  # page -> workers whose host memory holds it
+        store = plan.tiers.get("pool")
+        self.store: Level | None = None
+        if store is not None and not plan.of_hosts:
+            self.store = Level("pool", PageCache(store.pages[0], store.policy), store_of(count), store.setup_s)
+        self.levels: list[list[Level]] = [self._own_levels(worker, count) for worker in range(count)]
+
+    def _own_levels(self, worker: int, count: int) -> list[Level]:
+        """A worker's levels in the order in which they are asked, the shared store last."""
+        if not self._plan.own[worker]:
+            return []
+        found: list[Level] = []
+        for kind, end in (("host", host_of(worker, count)), ("ssd", ssd_of(worker, count))):
+            tier = self._plan.tiers.get(kind)
+            if tier is not None:
+                cache = PageCache(tier.pages[worker], tier.policy, self._dropper(worker, len(found), kind))
+                found.append(Level(kind, cache, end, tier.setup_s))
+        return [*found, self.store] if self.store is not None else found
+
+    def _dropper(self, worker: int, place: int, kind: str) -> Callable[[int, int], None]:
+        """What happens to a page that a level lets go."""
+
+        def dropped(key: int, depth: int) -> None:
+            if kind == "host":
+                self._forget_holder(key, worker)
+            below = self.levels[worker][place + 1 :]
+            if self._plan.write == "evict" and below:
+                self._write(worker, self.levels[worker][place].end, below[0], [(key, depth)])
+
+        return dropped
+
+    # Writing
+
+    def computed(self, worker: int, pages: Sequence[Page], now: float) -> None:
+        """A worker has computed these pages: with write-through every level gets a copy."""
+        self._now = now
+        if self._plan.write == "through":
+            for level in self.levels[worker]:
+                self._write(worker, worker, level, pages)
+
+    def evicted(self, worker: int, pages: Sequence[Page], now: float) -> None:
+        """A worker's own prefix cache has let these pages go: the next level gets them."""
+        self._now = now
+        if self.levels[worker]:
+            self._write(worker, worker, self.levels[worker][0], pages)
+
+    def _write(self, worker: int, src: int, level: Level, pages: Sequence[Page]) -> None:
+        """Copy what a level does not have; what it has counts as used, the beginning of the prompt as last used."""
+        if level.cache.pages < 1:
+            return
+        fresh: list[Page] = []
+        for key, depth in reversed(pages):
+            if key in level.cache:
+                level.cache.touch(key)
+            elif key not in level.incoming:
+                fresh.append((key, depth))
+        if not fresh:
+            return
+        level.incoming.update(key for key, _ in fresh)
+        size = len(fresh) * self._plan.page_tokens * self._plan.bytes_per_token[worker]
+        level.written_bytes += size
+
+        def arrived(end: float) -> None:
+            self._now = end
+            for key, depth in fresh:
+                level.incoming.discard(key)
+                self._add(worker, level, key, depth)
+
+        self._mover.start(src, level.end, size, level.setup_s, self._now, arrived)
+
+    def promote(self, worker: int, pages: Sequence[Page], now: float) -> None:
+        """Pages that came through host memory from further away stay there."""
+        self._now = now
+        levels = self.levels[worker]
+        if levels and levels[0].kind == "host":
+            for key, depth in reversed(pages):
+                self._add(worker, levels[0], key, depth)
+
+    def _add(self, worker: int, level: Level, key: int, depth: int) -> None:
+        there = key in level.cache
+        if level.cache.add(key, depth) and level.kind == "host" and not there:
+            self.holders.setdefault(key, []).append(worker)
+
+    def _forget_holder(self, key: int, worker: int) -> None:
+        left = self.holders[key]
+        left.remove(worker)
+        if not left:
+            del self.holders[key]
+
+    # Finding
+
+    def find(self, worker: int, key: int, *, reach: bool) -> tuple[Level, int] | None:
+        """The nearest level that holds a page and the worker whose it is; ``reach``: the pool may be asked, too."""
+        for level in self.levels[worker]:
+            if key in level.cache and (reach or level is not self.store):
+                return level, worker
+        if reach and self._plan.of_hosts:
+            holders = self.holders.get(key)
+            if holders:
+                return self.levels[holders[0]][0], holders[0]
+        return None
+
+    def run(self, worker: int, pages: Sequence[int], first: int, *, reach: bool) -> int:
+        """How many pages in a row, from ``first`` on, a worker can load."""
+        at = first
+        while at < len(pages) and self.find(worker, pages[at], reach=reach) is not None:
+            at += 1
+        return at - first
+
+    def used(self, kind: str) -> tuple[int, float]:
+        """Pages held in all caches of a kind at their fullest, and room for."""
+        levels = [level for own in self.levels for level in own if level.kind == kind]
+        unique = list({id(level): level for level in levels}.values())
+        return sum(level.cache.peak for level in unique), math.fsum(level.cache.pages for level in unique)
+
+    def of_kind(self, kind: str) -> list[Level]:
+        """All levels of a kind, each once."""
+        return list({id(level): level for own in self.levels for level in own if level.kind == kind}.values())
