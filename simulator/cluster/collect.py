@@ -88,14 +88,16 @@ def _record(cluster: Cluster) -> RunRecord:
     moved = ~np.isnan(over.read_end_s) & ~(desk.first_token_s <= desk.prefill_end_s)
     waited = over.wait_before_s + over.host_before_s
     before = cluster.entry_before_s + over.host_before_s + np.where(moved, over.host_s, 0.0)
-    queue = desk.prefill_start_s - cluster.arrival_s - cluster.entry_before_s - waited
+    loads = None if cluster.caches is None else cluster.caches.columns
+    loading = np.zeros(len(trace)) if loads is None else loads.exposed_s()
+    queue = desk.prefill_start_s - cluster.arrival_s - cluster.entry_before_s - waited - loading
     prefill = desk.prefill_end_s - desk.prefill_start_s
     wait = over.wait_before_s + np.where(moved, over.wait_after_s, 0.0)
     transfer = np.where(moved, over.read_end_s - desk.prefill_end_s - over.wait_after_s - over.host_s, 0.0)
     before += np.where(moved, 0.0, desk.first_token_s - desk.prefill_end_s)  # gathered with the tokens after it
     admission = np.where(moved, desk.first_token_s - over.read_end_s, 0.0)
     missing = np.isnan(first)
-    parts = [np.where(missing, np.nan, part) for part in (queue, prefill, wait, transfer, admission)]
+    parts = [np.where(missing, np.nan, part) for part in (queue, loading, prefill, wait, transfer, admission)]
     # what is left is the host's: before + after but for the last bit, so that the parts add up
     host = np.where(missing, np.nan, (first - cluster.arrival_s) - sum(parts))
     host = np.where(np.abs(host - before - after) < 1e-9, host, before + after)
@@ -114,12 +116,14 @@ def _record(cluster: Cluster) -> RunRecord:
         prefill_worker=cluster.prefill_worker,
         decode_worker=cluster.decode_worker,
         part_queue_s=parts[0],
-        part_prefill_s=parts[1],
-        part_kv_wait_s=parts[2],
-        part_kv_transfer_s=parts[3],
-        part_decode_admission_s=parts[4],
+        part_cache_load_s=parts[1],
+        part_prefill_s=parts[2],
+        part_kv_wait_s=parts[3],
+        part_kv_transfer_s=parts[4],
+        part_decode_admission_s=parts[5],
         part_host_s=host,
         itl_p99_s=_itl_p99(cluster) if cluster.options.slo_itl else None,
+        loaded_tokens={} if cluster.caches is None else cluster.caches.loaded_tokens(),
     )
 
 
@@ -215,15 +219,16 @@ def _prefill_share(cluster: Cluster, plans: Sequence[WorkerPlan], totals: Sequen
     return float(min(1.0, tokens / prefill_rate(plans[0].step_cost, usual) / busy_s))
 
 
-def _cache(cluster: Cluster) -> dict[str, float | int]:
+def _cache(cluster: Cluster) -> dict[str, object]:
     totals = [cluster.workers[w.index].engine.totals() for w in cluster.plan.workers if w.role != "decode"]
     looked_up = int(sum(t.lookup_tokens for t in totals))
     hits = int(sum(t.hit_tokens for t in totals))
-    return {
+    found: dict[str, object] = {
         "hit_token_ratio": hits / looked_up if looked_up else 0.0,
         "hit_tokens": hits,
         "looked_up_tokens": looked_up,
     }
+    return found if cluster.caches is None else found | cluster.caches.summary()
 
 
 def _network(cluster: Cluster, duration_s: float) -> dict[str, object]:

@@ -23,14 +23,15 @@ STATES = ("completed", "rejected", "failed", "unfinished", "timed_out", "cancell
 COMPLETED, REJECTED, FAILED, UNFINISHED, TIMED_OUT, CANCELLED = range(6)
 
 #: The parts of time to first token, in the order in which a request goes through them.
-TTFT_PARTS = ("queue", "prefill", "kv_wait", "kv_transfer", "decode_admission", "host")
+TTFT_PARTS = ("queue", "cache_load", "prefill", "kv_wait", "kv_transfer", "decode_admission", "host")
 
 
 @dataclass(frozen=True)
 class RunRecord:
     """One row a request, in the trace's order. NaN or -1 where a request did not get so far.
 
-    The six ``part_*_s`` columns of a request add up to ``first_token_s - arrival_s``; a part that did not occur is 0.
+    ``loaded_tokens``: of the cached ones, those that came from each cache below the engine (host, ssd, pool).
+    The seven ``part_*_s`` columns of a request add up to ``first_token_s - arrival_s``; a part that did not occur is 0.
     """
 
     arrival_s: Floats
@@ -46,12 +47,14 @@ class RunRecord:
     prefill_worker: NDArray[np.int32]
     decode_worker: NDArray[np.int32]
     part_queue_s: Floats
+    part_cache_load_s: Floats
     part_prefill_s: Floats
     part_kv_wait_s: Floats
     part_kv_transfer_s: Floats
     part_decode_admission_s: Floats
     part_host_s: Floats
     itl_p99_s: Floats | None = None
+    loaded_tokens: Mapping[str, Ints] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.arrival_s.size)
@@ -140,7 +143,7 @@ class RunResult:
     itl_histogram: ItlHistogram | None = None
     pools: tuple[PoolStats, ...] = ()
     network: Mapping[str, object] = field(default_factory=dict)
-    cache: Mapping[str, float | int] = field(default_factory=dict)
+    cache: Mapping[str, object] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     seed: int = 0
     arrivals: str = "trace"

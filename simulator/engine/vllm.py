@@ -352,19 +352,19 @@ def admit_waiting(e, budget, work, now):  # type: ignore[no-untyped-def]
         s = e.waiting[e.waiting_head]
         known = e.prompt[s] + e.received[s]
         hits, idle = cached_blocks(e, s, known)
-        if e.remote[s] == 1 and e.outside[s] > 0 and e.outside[s] <= hits * e.block_size:
-            e.remote[s] = 0  # it has been computed here meanwhile
-            e.unread -= 1
-        if e.remote[s] == 1:
+        hit_tokens = hits * e.block_size
+        if e.remote[s] == 1 and (e.outside[s] == 0 or e.outside[s] > hit_tokens):
             if not start_read(e, s, hits, idle, now):
                 break
             continue
-        hit_tokens = hits * e.block_size
         tokens = min(known - hit_tokens, budget)
         # the whole prompt must fit, not only its first chunk, though nothing is reserved for the rest
         if blocks_for(e, known) - hits + idle > e.pool.free:
             break
         leave_waiting(e, 0)
+        if e.remote[s] == 1:  # what caches below hold of it has been computed here meanwhile
+            e.remote[s] = 0
+            e.unread -= 1
         if hits > 0:
             share_blocks(e, s, hits)
         count_hits(e, s, hit_tokens, known)

@@ -38,6 +38,7 @@ def requests_frame(run: RunResult, slo: SLO | None = None, warmup_s: float = 0.0
     if record.itl_p99_s is not None:
         columns["itl_p99_s"] = record.itl_p99_s
     columns |= {f"{name}_s": getattr(record, f"part_{name}_s") for name in TTFT_PARTS}
+    columns |= {f"{name}_tokens": tokens for name, tokens in record.loaded_tokens.items()}
     columns |= _workers(run)
     columns["state"] = pd.Categorical.from_codes(record.state.astype(np.int64), categories=pd.Index(STATES))
     columns["reason"] = _named(record.reason, record.reasons)

@@ -121,12 +121,16 @@ def _cache(run: RunResult, values: Latencies) -> Entry:
     """Prompt tokens that were found in a prefix cache, of those of the requests that completed."""
     cached = run.record.cached_tokens[values.measured]
     prompt_tokens, hit_tokens = int(run.record.input_tokens[values.measured].sum()), int(np.maximum(cached, 0).sum())
+    loaded = {name: int(tokens[values.measured].sum()) for name, tokens in run.record.loaded_tokens.items()}
+    by_tier = {"hbm": hit_tokens - sum(loaded.values()), **loaded}
     return {
         **run.cache,
         "hit_token_ratio": hit_tokens / prompt_tokens if prompt_tokens else None,
         "hit_tokens": hit_tokens,
         "prompt_tokens": prompt_tokens,
         "requests_with_a_hit": int((cached > 0).sum()),
+        "hit_tokens_by_tier": by_tier,
+        "computed_tokens": prompt_tokens - hit_tokens,
     }
 
 

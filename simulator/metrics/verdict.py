@@ -13,6 +13,7 @@ Same = Callable[[float, float], bool]
 #: How the parts of TTFT are called in a sentence.
 PART_NAMES = {
     "queue": "queueing",
+    "cache_load": "loading from caches",
     "prefill": "prefill",
     "kv_wait": "waiting for the KV transfer",
     "kv_transfer": "KV transfer",

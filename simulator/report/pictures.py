@@ -28,6 +28,7 @@ GREY = "#5f6368"
 #: Compute in blues, what disaggregation adds in warm colours, the rest in greys.
 PART_COLOURS = {
     "queue": "#56B4E9",
+    "cache_load": "#009E73",
     "prefill": "#0072B2",
     "kv_wait": "#F0C05A",
     "kv_transfer": "#D55E00",

@@ -17,6 +17,7 @@ Cell = Callable[[Entry], str]
 LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
 SHORT_PARTS = {
     "queue": "queue",
+    "cache_load": "load from caches",
     "prefill": "prefill",
     "kv_wait": "wait for transfer",
     "kv_transfer": "KV transfer",

@@ -39,6 +39,8 @@ class Request:
     max_output: int  # tokens; all of them are generated
     content: list[int]  # token values; empty where prefix caching is off
     to_read: bool = False  # the prompt's KV is read from the prefill engine
+    outside: int = 0  # leading prompt tokens that caches below the engine seem to hold
+    loaded: bool = False  # what they held is there
     state: State = State.WAITING
     output: int = 0  # tokens written down
     computed: int = 0  # tokens whose KV is there, or will be once the planned steps have run
@@ -75,6 +77,9 @@ class Scheduler:
         self.role = role
         self.names = names
         self.on_read = on_read  # called with a request and the blocks it reads, when the read starts
+        self.on_load: Callable[[Request, int], int] = lambda r, hits: (
+            0
+        )  # with the blocks found: tokens there in the end
         self.pool = BlockPool(settings["num_blocks"], settings["block_size"], settings["prefix_caching"])
         self.running: list[Request] = []
         self.waiting: deque[Request] = deque()
@@ -107,6 +112,7 @@ class Scheduler:
         r.computed = 0
         r.stale = r.in_flight
         r.unwritten = 0
+        r.loaded = False
         self.waiting.appendleft(r)
 
     # ---- planning
@@ -170,9 +176,10 @@ class Scheduler:
                 aside.append(queue.popleft())
                 continue
             hits, cached, external = self._find_computed(r)
-            past = cached + external if r.computed == 0 else r.computed
+            past = r.computed if r.loaded or r.computed > 0 else cached + external
             new = 0 if external else min(r.tokens - past, budget)
-            if not self._admit(r, hits, external, past + new):
+            # a prefix to be loaded takes the whole prompt's blocks: no two wait for what the other holds
+            if not self._admit(r, hits, external, r.prompt if external else past + new):
                 break
             queue.popleft()
             if external:
@@ -182,6 +189,7 @@ class Scheduler:
             if r.state is State.WAITING:
                 self.first_cached.setdefault(r.index, past)
             r.state = State.RUNNING
+            r.outside = 0  # asked for once; what is computed again after a preemption is not looked for below
             r.computed = past
             self.running.append(r)
             step.tokens[r] = new
@@ -196,22 +204,28 @@ class Scheduler:
             self.read_done.remove(r)
             self._register(r, r.computed)
             r.state = State.WAITING
-            r.computed = r.prompt - 1  # the last prompt token is computed again, for its logits
+            if not r.loaded:
+                r.computed = r.prompt - 1  # the last prompt token is computed again, for its logits
         # Tokens sampled before a preemption must be written down before the request may go on.
         return r.stale == 0
 
     def _find_computed(self, r: Request) -> tuple[list[Block], int, int]:
         """Blocks found in the prefix cache, their tokens, and the tokens to read from the prefill engine."""
-        if r.computed > 0:
+        if r.computed > 0 or r.loaded:
             return [], 0, 0
         hits = []
         if self.pool.prefix_caching:
             whole_blocks = (r.tokens - 1) // self.pool.block_size  # one token at least is left to compute
             hits = self.pool.longest_hit(self._prefixes(r)[:whole_blocks])
         cached = len(hits) * self.pool.block_size
-        return hits, cached, (r.prompt - cached if r.to_read else 0)
+        return hits, cached, (r.prompt - cached if r.to_read else max(r.outside - cached, 0))
 
     def _start_read(self, r: Request, hits: int) -> None:
+        if r.outside > 0:
+            r.outside, r.loaded = 0, True
+            r.state = State.READING
+            r.computed = self.on_load(r, hits)
+            return
         r.to_read = False
         r.state = State.READING
         r.computed = r.prompt

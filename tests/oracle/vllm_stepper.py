@@ -65,6 +65,8 @@ class Engine:
         self.wrote: Callable[[Request, float], None] = lambda r, now: None
         self.finished: Callable[[Request, float], None] = lambda r, now: None
         self.read_starts: Callable[[Request, float, int], None] = lambda r, now, blocks: None
+        self.load_starts: Callable[[Request, float, int], int] = lambda r, now, hits: 0
+        self.scheduler.on_load = lambda r, hits: self.load_starts(r, self.now, hits)
 
     def _read_starts(self, r: Request, blocks: int) -> None:
         self.read_starts(r, self.now, blocks)
@@ -163,6 +165,7 @@ class Case:
             return made
 
         self.prefill_of: dict[int, Request] = {}
+        self.loads: dict[int, tuple[float, float, int]] = {}
         if settings.get("disaggregated"):
             self.first, self.last = engine(Role.PREFILL, {}), engine(Role.DECODE, settings.get("decode", {}))
             self.first.finished = self._prefilled
@@ -171,6 +174,7 @@ class Case:
         else:
             self.first = self.last = engine(Role.COLOCATED, {})
             self.engines = [self.first]
+        self.first.load_starts = self._load_starts
         self.last.wrote = lambda r, now: self.token_times[r.index].append(now)
 
     def _request(self, index: int, max_output: int, engine: Engine, to_read: bool = False) -> Request:
@@ -183,7 +187,8 @@ class Case:
             content = [OWN_TOKEN + index] * prompt
             if ids:
                 content = [int(h) for h in ids for _ in range(HASHED_TOKENS)][:prompt]
-        return Request(index, prompt, max_output, content, to_read)
+        outside = 0 if to_read else row.get("outside", 0)
+        return Request(index, prompt, max_output, content, to_read, outside)
 
     def _prefilled(self, r: Request, now: float) -> None:
         self.transfer[r.index]["prefill_end_s"] = now
@@ -196,6 +201,15 @@ class Case:
         self.transfer[r.index].update(read_start_s=now, read_end_s=end, blocks_read=blocks)
         self.last.reads.append((end, r))
         self.first.sends.append((end, self.prefill_of[r.index]))
+
+    def _load_starts(self, r: Request, now: float, hits: int) -> int:
+        """The prefix is loaded from below as far as it is there; returns the tokens that will be here."""
+        times, size = self.settings["load"], self.settings["block_size"]
+        blocks = max(self.requests[r.index]["there"] // size - hits, 0)
+        end = now + times["setup_s"] + times["per_block_s"] * blocks
+        self.loads[r.index] = (now, end, blocks)
+        self.first.reads.append((end, r))
+        return (hits + blocks) * size
 
     def run(self, keep_steps: int) -> None:
         todo = deque(sorted(range(len(self.requests)), key=lambda i: (self.requests[i]["arrival_s"], i)))

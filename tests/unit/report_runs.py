@@ -65,7 +65,7 @@ def run_of(rows, *, name="colocated", gpus=1, warnings=(), tenant=None, tenant_n
     )
 
 
-PART_KEYS = ("queue", "prefill", "kv_wait", "kv_transfer", "decode_admission", "host")
+PART_KEYS = ("queue", "cache_load", "prefill", "kv_wait", "kv_transfer", "decode_admission", "host")
 
 
 def histogram_of(gaps_s):
@@ -127,6 +127,7 @@ def busy_run(name="2 colocated", *, n=1500, rate=6.0, split=False, saturated=Fal
         zeros.astype(np.int32),
         (zeros + int(split)).astype(np.int32),
         queue,
+        zeros,
         prefill,
         wait,
         move,

@@ -46,7 +46,8 @@ def test_keys_of_schema_1_in_their_order():
     ]  # fmt: skip
     for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
         assert list(entry[name]) == SPREAD
-    assert list(entry["ttft_parts_s"]) == ["queue", "prefill", "kv_wait", "kv_transfer", "decode_admission", "host"]
+    parts = ["queue", "cache_load", "prefill", "kv_wait", "kv_transfer", "decode_admission", "host"]
+    assert list(entry["ttft_parts_s"]) == parts
     assert {"name", "role", "gpu", "utilisation", "kv_peak_fraction", "preemptions"} <= set(entry["pools"][0])
     assert {"best", "goodput_per_gpu", "goodput_per_gpu_ratio", "saturated", "verdict"} <= set(read["comparison"])
 

@@ -77,7 +77,7 @@ def test_requests_parquet_has_a_row_a_request_and_topology(tmp_path):
     table = pd.read_parquet(tmp_path / "requests.parquet")
     assert table["topology"].value_counts().to_dict() == {"t0": 60, "t1": 60}
     assert (table["state"] == "completed").all()
-    parts = ["queue_s", "prefill_s", "kv_wait_s", "kv_transfer_s", "decode_admission_s", "host_s"]
+    parts = ["queue_s", "cache_load_s", "prefill_s", "kv_wait_s", "kv_transfer_s", "decode_admission_s", "host_s"]
     assert (table[parts].sum(axis=1) - table["ttft_s"]).abs().max() < 1e-9
     assert set(table.loc[table["topology"] == "t1", "decode_worker"]) == {"decode/1"}
     assert not table.loc[table["arrival_s"] < 5.0, "counted"].any()

@@ -7,6 +7,7 @@ the prompt is computed from where the load ends. Pages that a load needs cannot 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -178,6 +179,34 @@ class Caches:
         dropped = [(key, self._depth_of.pop(key)) for key in keys if key in self._depth_of]
         if dropped:
             self.shelves.evicted(worker.index, dropped, now)
+
+    # What is left of a run
+
+    def loaded_tokens(self) -> dict[str, Ints]:
+        """Tokens loaded for each request, by tier."""
+        return {kind: self.columns.tokens[kind] for kind in TIERS if kind in self._plan.tiers}
+
+    def summary(self) -> dict[str, object]:
+        """Loads of the whole run, and what each tier held, moved and let go."""
+        loaded = ~np.isnan(self.columns.end_s) & (sum(self.columns.tokens.values()) > 0)
+        waited = self.columns.exposed_s()[loaded]
+        tiers: dict[str, object] = {}
+        for kind in self.loaded_tokens():
+            levels = self.shelves.of_kind(kind)
+            tiers[kind] = {
+                "loaded_tokens": int(self.columns.tokens[kind].sum()),
+                "loaded_bytes": self.loaded_bytes[kind],
+                "written_bytes": math.fsum(level.written_bytes for level in levels),
+                "pages": int(sum(level.cache.pages for level in levels)),
+                "peak_pages": int(sum(level.cache.peak for level in levels)),
+                "evicted_pages": int(sum(level.cache.evicted for level in levels)),
+            }
+        return {
+            "loads": int(loaded.sum()),
+            "load_mean_s": float(waited.mean()) if waited.size else None,
+            "load_p99_s": float(np.percentile(waited, 99)) if waited.size else None,
+            "tiers": tiers,
+        }
 
     # What routers may know
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -20,8 +19,8 @@ class Mover(Protocol):
 
     def start(
         self, src: int, dst: int, size_bytes: float, delay_s: float, now: float, done: Callable[[float], None]
-    ) -> None:
-        """Begin moving."""
+    ) -> int:
+        """Begin moving; returns the transfer's number."""
 
 
 @dataclass
@@ -151,12 +150,6 @@ class Shelves:
         while at < len(pages) and self.find(worker, pages[at], reach=reach) is not None:
             at += 1
         return at - first
-
-    def used(self, kind: str) -> tuple[int, float]:
-        """Pages held in all caches of a kind at their fullest, and room for."""
-        levels = [level for own in self.levels for level in own if level.kind == kind]
-        unique = list({id(level): level for level in levels}.values())
-        return sum(level.cache.peak for level in unique), math.fsum(level.cache.pages for level in unique)
 
     def of_kind(self, kind: str) -> list[Level]:
         """All levels of a kind, each once."""
