@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from simulator.cluster.assembly import assemble
+from simulator.cluster.cache.plan import host_of
 from simulator.cluster.result import COMPLETED
 from simulator.cluster.run import Cluster, RunOptions
 from simulator.cluster.simulation import run_plan
@@ -250,7 +251,9 @@ def test_loads_share_the_card_with_handovers():
     }  # fmt: skip
     plan = assemble(load_topology(values))
     assert plan.cache is not None
-    path = plan.cache.network.paths[len(plan.workers), 1]  # from the first worker's host memory to the second
+    path = plan.cache.network.paths[
+        host_of(0, len(plan.workers)), 1
+    ]  # from the first worker's host memory to the second
     alone_s = plan.cache.tiers["pool"].setup_s + 16384 * 131072 / path.alone_bytes_per_s(plan.cache.network.links)
     runs = []
     for third_s in (50.0, 5.1):
