@@ -18,6 +18,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "simulate": "simulator.api",
     "compare": "simulator.api",
+    "check": "simulator.planning.check",
+    "CheckResult": "simulator.planning.check",
     "plan": "simulator.planning.plan",
     "PlanResult": "simulator.planning.plan",
     "sweep": "simulator.planning.sweep",
@@ -34,6 +36,7 @@ _HOMES = {
 
 __all__ = [
     "SLO",
+    "CheckResult",
     "Comparison",
     "InputError",
     "PlanResult",
@@ -42,6 +45,7 @@ __all__ = [
     "SweepResult",
     "Trace",
     "__version__",
+    "check",
     "compare",
     "load_topology",
     "load_trace",
@@ -55,6 +59,7 @@ if TYPE_CHECKING:
     from simulator.cluster.topology import load_topology
     from simulator.errors import InputError, SimulatorError
     from simulator.metrics.slo import SLO
+    from simulator.planning.check import CheckResult, check
     from simulator.planning.plan import PlanResult, plan
     from simulator.planning.sweep import SweepResult, sweep
     from simulator.workload.load import load_trace

@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
 import simulator
+from simulator.commands.check import CheckOptions
 from simulator.commands.options import RunOptions
 from simulator.commands.plan import PlanOptions
 from simulator.commands.sweep import SweepOptions
@@ -231,6 +232,20 @@ def _plan(spec: str, /, *, options: Annotated[PlanOptions, Parameter(name="*")] 
     from simulator.commands.plan import plan
 
     return plan(spec, options)
+
+
+@app.command(name="check")
+def _check(file: str, /, *, options: Annotated[CheckOptions, Parameter(name="*")] = CheckOptions()) -> int:  # noqa: B008
+    """Compare latency curves with a stored baseline; exit code 1 where a point moved beyond its tolerance.
+
+    Parameters
+    ----------
+    file
+        a YAML file of curves, see docs/ci.md
+    """
+    from simulator.commands.check import check
+
+    return check(file, options)
 
 
 @_validate.command(name="scheduler")

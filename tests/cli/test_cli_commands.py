@@ -49,7 +49,7 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["describe", "step", "generate", "convert", "sweep", "plan", "validate", "validate scheduler"]
+    "command", ["describe", "step", "generate", "convert", "sweep", "plan", "check", "validate", "validate scheduler"]
 )
 def test_every_command_has_help(capsys, command):
     code, out, _ = run(capsys, *command.split(), "--help")
