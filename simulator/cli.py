@@ -300,6 +300,26 @@ def _serving(
     return serving(file, sample=sample, seed=seed, jobs=jobs, json=json)
 
 
+@_validate.command(name="published")
+def _published(
+    *,
+    only: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
+    json: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+) -> int:
+    """Simulate what authors of serving systems published about them, and compare; exit code 1 where a figure is missed.
+
+    Parameters
+    ----------
+    only
+        a system, or how the ids of figures begin; may be repeated
+    json
+        write the outcome as JSON to a file, or - for stdout
+    """
+    from simulator.commands.published import published
+
+    return published(only, json=json)
+
+
 @_validate.command(name="workloads")
 def _workloads(
     folder: str,

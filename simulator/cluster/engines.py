@@ -218,6 +218,7 @@ def _with_costs(engine: Engine, topology: Topology, pool: PoolPart) -> Engine:
         max_seqs=engine.sequences,
         max_context=engine.longest,
     )
+    costs = costs.on_host(engine.gpu.host_speed)
     before = costs.frontend_s if front.before_s is None else front.before_s
     after = costs.detokenise_s if front.after_s is None else front.after_s
     return replace(engine, step_cost=cost, before_s=before, after_s=after)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -62,7 +62,7 @@ class CostsFile(Schema):
 
 @dataclass(frozen=True)
 class EngineCosts:
-    """What an engine adds to its kernels.
+    """What an engine adds to its kernels, in seconds of a host as sold with an H100 (``Gpu.host_speed``).
 
     ``kernels``: whose measured kernels it runs (vllm, sglang, trtllm). ``overlap``: host work of a step is hidden
     behind the GPU work of the one before (asynchronous scheduling). ``host_step_s``, ``host_seq_s``: host work of a
@@ -111,6 +111,14 @@ class EngineCosts:
     routing: str
     decode_routing: str
     experts: ExpertParallelism = field(default_factory=ExpertParallelism)
+
+    def on_host(self, speed: float | None) -> EngineCosts:
+        """The same engine on a host that runs one thread ``speed`` times as fast as the one beside an H100 (None: as
+        fast)."""
+        if speed is None:
+            return self
+        seconds = [f.name for f in fields(self) if f.name.endswith("_s")]
+        return replace(self, **{name: getattr(self, name) / speed for name in seconds})
 
 
 def list_engines() -> list[str]:

@@ -60,6 +60,11 @@ class Step:
     costs: EngineCosts
 
     @cached_property
+    def hosted(self) -> EngineCosts:
+        """Host times on this GPU's host."""
+        return self.costs.on_host(self.gpu.host_speed)
+
+    @cached_property
     def kernels(self) -> Kernels:
         return kernels_of(self.gpu)
 
@@ -211,7 +216,7 @@ class Step:
 
     def eager_launch_s(self) -> float:
         """Host seconds to launch a step kernel by kernel."""
-        costs, model = self.costs, self.model
+        costs, model = self.hosted, self.model
         layer_s = costs.eager_layer_s + (costs.eager_mla_layer_s if model.mla is not None else 0.0)
         if not model.moe_layers:
             return layer_s * model.layers

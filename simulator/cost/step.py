@@ -65,7 +65,7 @@ class HostTime:
 
 
 def _hosts(step: Step, seqs: Floats, *, mixed: bool) -> HostTime:
-    costs = step.costs
+    costs = step.hosted
     own = step.local(seqs)  # each data-parallel rank has a scheduler process of its own
     work = costs.host_step_s + costs.host_seq_s * own
     add = costs.step_gap_s + costs.seq_gap_s * own + (0.0 if costs.overlap else work)

@@ -29,7 +29,9 @@ class Gpu:
 
     ``peak_flops``: per second, by arithmetic (bf16, fp8, nvfp4, mxfp4, int8, fp32). Link bandwidths are in one
     direction. ``nvlink_domain_gpus``: GPUs that reach each other over NVLink, 1 without it.
-    ``nic_bandwidth_bytes_per_s``: one GPU's share of the node's network cards. ``sources``: field -> where it is from.
+    ``nic_bandwidth_bytes_per_s``: one GPU's share of the node's network cards. ``host_speed``: how fast the processors
+    it is sold with run one thread, those beside an H100 being 1 (None: as those). ``sources``: field -> where it is
+    from.
     ``derived_from``: the GPU whose kernel measurements stand in for this one's, if any.
     """
 
@@ -46,6 +48,7 @@ class Gpu:
     power_watts: float
     idle_power_watts: float
     usd_per_hour: float | None = None
+    host_speed: float | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
     kernels: KernelProfile | None = None
     derived_from: str | None = None

@@ -38,6 +38,7 @@ class GpuFile(Schema):
     power_watts: float = Field(gt=0, le=1e5)
     idle_power_watts: float = Field(ge=0, le=1e5)
     usd_per_hour: float | None = Field(None, ge=0, le=1e4)
+    host_speed: float | None = Field(None, ge=0.05, le=20)
     sources: dict[str, str]
 
     @field_validator("peak_flops")
