@@ -248,6 +248,53 @@ def _check(file: str, /, *, options: Annotated[CheckOptions, Parameter(name="*")
     return check(file, options)
 
 
+@app.command(name="calibrate")
+def _calibrate(
+    *,
+    out: Path,
+    tiny: Annotated[bool, Parameter(negative=())] = False,
+    device: Literal["cuda", "cpu", "numpy"] | None = None,
+    rows: Path | None = None,
+    like: str | None = None,
+    groups: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
+    minutes: float = 2.5,
+    total_minutes: float = 60.0,
+    flash_attention: str | None = None,
+    quiet: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Measure kernels, steps and copies on the GPU at hand, and write a hardware profile.
+
+    Parameters
+    ----------
+    out
+        the profile to write, NAME.yaml; its kernels and measured rows are put beside it
+    tiny
+        a few small cases, on a CPU too: shows that it works, says nothing about a GPU
+    device
+        cuda, cpu (torch) or numpy; with --tiny what there is
+    rows
+        fit the rows in this folder in place of measuring
+    like
+        the GPU whose datasheet numbers to take, where the device's name does not say
+    groups
+        measure these groups only
+    minutes
+        at most so long a group; a later run takes up where this one left off
+    total_minutes
+        at most so long in all
+    flash_attention
+        path of vLLM's _vllm_fa3_C library, where vLLM is not installed
+    quiet
+        no progress on stderr
+    """
+    from simulator.calibration.calibrate import Calibration
+    from simulator.commands.calibrate import run
+
+    budget = (minutes, total_minutes)
+    asked = Calibration(out, tiny, device, rows, like, groups, *budget, flash_attention)
+    return run(asked, quiet=quiet)
+
+
 @_validate.command(name="scheduler")
 def _scheduler(
     *folders: str,

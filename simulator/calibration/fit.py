@@ -22,11 +22,11 @@ HELD_BACK = 0.2
 
 @dataclass(frozen=True)
 class Fitted:
-    """Parameters of a kernel, its residual table, and the rows they come from."""
+    """Parameters of a kernel, its residual table (None where the operator takes none), and the rows they come from."""
 
     rows: Rows
     parameters: dict[str, float]
-    table: ResidualTable
+    table: ResidualTable | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +142,8 @@ def fit_kernel(rows: Rows) -> Fitted:
 def predict(fitted: Fitted, rows: Rows) -> Floats:
     """Seconds of ``rows`` by roofline and table."""
     bare = rows.roofline(fitted.parameters, rows.columns)
+    if fitted.table is None:
+        return bare
     shapes = np.stack([rows.columns[name] for name in rows.shape], axis=1)
     unique, at = np.unique(shapes, axis=0, return_inverse=True)
     seconds = np.empty(len(rows))

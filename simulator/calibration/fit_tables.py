@@ -43,11 +43,14 @@ class Profile:
     errors: tuple[HeldBack, ...]
 
 
-def write_profile(gpu: str, kernels: Iterable[Fitted], out: Path) -> None:
-    """``<gpu>.kernels.yaml`` and ``<gpu>.kernels.npz`` in the folder ``out``."""
+DATA = "aiconfigurator 0.12.0 (NVIDIA, Apache-2.0), see NOTICE"
+
+
+def write_profile(gpu: str, kernels: Iterable[Fitted], out: Path, data: str = DATA) -> None:
+    """``<gpu>.kernels.yaml`` and ``<gpu>.kernels.npz`` in the folder ``out``; ``data``: where the rows are from."""
     lines = [
         f"# Kernels of {gpu}: roofline parameters, fitted by simulator.calibration.fit_tables. What they leave over",
-        f"# lies in {gpu}{TABLES_SUFFIX}. Data: aiconfigurator 0.12.0 (NVIDIA, Apache-2.0), see NOTICE.",
+        f"# lies in {gpu}{TABLES_SUFFIX}. Data: {data}.",
     ]
     found = sorted(kernels, key=lambda fitted: fitted.rows.name)
     for fitted in found:
@@ -55,7 +58,7 @@ def write_profile(gpu: str, kernels: Iterable[Fitted], out: Path) -> None:
         lines += [f"  {name}: {value:.6g}" for name, value in fitted.parameters.items()]
         lines.append(f"  source: '{fitted.rows.source}'")
     (out / f"{gpu}{KERNELS_SUFFIX}").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    save_tables(str(out / f"{gpu}{TABLES_SUFFIX}"), {fitted.rows.name: fitted.table for fitted in found})
+    save_tables(str(out / f"{gpu}{TABLES_SUFFIX}"), {f.rows.name: f.table for f in found if f.table is not None})
 
 
 def fit_gpu(folder: Path, gpu: str, out: Path, *, errors: bool = False) -> Profile:

@@ -105,6 +105,16 @@ def source_of(table: str, sources: object) -> str:
     return f"fitted on aiconfigurator 0.12.0 {table} ({kernels})"
 
 
+GEMM = {
+    "t0_s": Parameter(3e-6, 0.3e-6, 3e-5),
+    "compute": Parameter(0.75, 0.2, 1.05),
+    "memory": Parameter(0.8, 0.3, 1.05),
+    "p": Parameter(2.5, 1.0, 8.0),
+    "wave": Parameter(0.3, 0.0, 1.0),
+}
+TILES = {"tile_m": 128.0, "tile_n": 128.0}
+
+
 def _without_jumps(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows that take much longer than more rows of the same weights do, brought down to those."""
     wide = rows.pivot_table(index=["n", "k"], columns="m", values="latency_us").sort_index(axis=1, ascending=False)
@@ -128,15 +138,7 @@ def gemm_rows(folder: Path, gpu: Gpu) -> Iterator[Rows]:
         stored = FORMATS[str(kind)]
         arithmetic = {"bf16": "bf16", "nvfp4": "nvfp4"}.get(stored, "fp8")
         _, form = gemm_format(gpu, stored, arithmetic)
-        parameters = {
-            "t0_s": Parameter(3e-6, 0.3e-6, 3e-5),
-            "compute": Parameter(0.75, 0.2, 1.05),
-            "memory": Parameter(0.8, 0.3, 1.05),
-            "p": Parameter(2.5, 1.0, 8.0),
-            "wave": Parameter(0.3, 0.0, 1.0),
-        }
-        if form.quantised:
-            parameters["quantise"] = Parameter(0.5, 0.05, 3.0)
+        parameters = GEMM | ({"quantise": Parameter(0.5, 0.05, 3.0)} if form.quantised else {})
 
         def roofline(p: Mapping[str, float], c: Columns, form: object = form) -> Floats:
             return _gemm(gpu, p, form, c)
@@ -150,7 +152,7 @@ def gemm_rows(folder: Path, gpu: Gpu) -> Iterator[Rows]:
             None,
             roofline,
             parameters,
-            {"tile_m": 128.0, "tile_n": 128.0},
+            TILES,
             source_of("GEMM", group["kernel_source"]),
         )
 
@@ -159,7 +161,7 @@ def _gemm(gpu: Gpu, p: Mapping[str, float], form: object, c: Columns) -> Floats:
     return gemm_time(gpu, p, form, c["m"], (c["n"], c["k"])).seconds  # type: ignore[arg-type]
 
 
-_HEADS = {"heads": 1.0, "kv_heads": 1.0, "head_dim": 2.0}
+HEADS = {"heads": 1.0, "kv_heads": 1.0, "head_dim": 2.0}
 _ATTENTION_COLUMNS = {
     "heads": "num_heads",
     "kv_heads": "num_key_value_heads",
@@ -168,7 +170,7 @@ _ATTENTION_COLUMNS = {
 }
 
 
-def _gqa(c: Columns, kv_number_bytes: float, arithmetic: str) -> AttentionShape:
+def gqa_shape(c: Columns, kv_number_bytes: float, arithmetic: str) -> AttentionShape:
     kv_bytes = 2.0 * c["kv_heads"] * c["head_dim"] * kv_number_bytes
     return AttentionShape(c["heads"], c["kv_heads"], c["head_dim"], c["head_dim"], kv_bytes, arithmetic)  # type: ignore[arg-type]
 
@@ -216,14 +218,14 @@ def prefill_rows(folder: Path, gpu: Gpu) -> Iterator[Rows]:
 
         def roofline(p: Mapping[str, float], c: Columns, a: str = arithmetic, b: float = number) -> Floats:
             n, s = c["batch"], c["isl"]
-            found = prefill_attention_time(gpu, p, _gqa(c, b, a), Chunks(n * s, n * s * (s + 1) / 2, n * s))
+            found = prefill_attention_time(gpu, p, gqa_shape(c, b, a), Chunks(n * s, n * s * (s + 1) / 2, n * s))
             return found.seconds
 
         yield Rows(
             f"prefill_attention/{backend}/{arithmetic}-{kv_format}",
             with_units(columns_of(group, {**_ATTENTION_COLUMNS, "isl": "isl"}), "heads"),
             seconds_of(group),
-            _HEADS,
+            HEADS,
             "units",
             "isl",
             roofline,
@@ -242,13 +244,13 @@ def decode_rows(folder: Path, gpu: Gpu) -> Iterator[Rows]:
         number = 2.0 if kv_format == "bf16" else 1.0
 
         def roofline(p: Mapping[str, float], c: Columns, b: float = number) -> Floats:
-            return decode_attention_time(gpu, p, _gqa(c, b, "bf16"), (c["batch"], c["kv_len"]), warm=True).seconds
+            return decode_attention_time(gpu, p, gqa_shape(c, b, "bf16"), (c["batch"], c["kv_len"]), warm=True).seconds
 
         yield Rows(
             f"decode_attention/{backend}/{kv_format}",
             with_units(columns_of(group, {**_ATTENTION_COLUMNS, "kv_len": "kv_len"}), "kv_heads"),
             seconds_of(group),
-            _HEADS,
+            HEADS,
             "units",
             "kv_len",
             roofline,
@@ -256,6 +258,17 @@ def decode_rows(folder: Path, gpu: Gpu) -> Iterator[Rows]:
             SPLIT,
             source_of("generation attention", group["kernel_source"]),
         )
+
+
+MOE = {
+    "t0_s": Parameter(1.5e-5, 1e-6, 2e-4),
+    "compute": Parameter(0.5, 0.05, 1.05),
+    "memory": Parameter(0.7, 0.1, 1.05),
+    "p": Parameter(2.0, 1.0, 6.0),
+    "pad": Parameter(4.0, 0.0, 128.0),
+    "activation": Parameter(1.0, 0.0, 10.0),
+    "global": Parameter(0.5, 0.0, 10.0),
+}
 
 
 def _dealt(gpu: Gpu, rows: pd.DataFrame, weight_bytes: float) -> Floats:
@@ -305,15 +318,7 @@ def moe_rows(folder: Path, gpu: Gpu) -> Iterator[Rows]:
             "tokens",
             None,
             roofline,
-            {
-                "t0_s": Parameter(1.5e-5, 1e-6, 2e-4),
-                "compute": Parameter(0.5, 0.05, 1.05),
-                "memory": Parameter(0.7, 0.1, 1.05),
-                "p": Parameter(2.0, 1.0, 6.0),
-                "pad": Parameter(4.0, 0.0, 128.0),
-                "activation": Parameter(1.0, 0.0, 10.0),
-                "global": Parameter(0.5, 0.0, 10.0),
-            },
+            MOE,
             {"launch": TRITON if group["kernel_source"].str.contains("triton").any() else ONE_CALL},
             source_of("MoE", group["kernel_source"]),
         )

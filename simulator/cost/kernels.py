@@ -25,7 +25,7 @@ NEAREST_MEASURED = "h100_sxm"
 #: How far processors, and FLOP a byte, may differ between two variants of one chip.
 SAME_CHIP_SMS, SAME_CHIP_BALANCE = 0.05, 0.15
 #: Where a kernel is looked for when the engine's own was not measured.
-BACKENDS = ("vllm", "sglang", "trtllm")
+BACKENDS = ("vllm", "sglang", "trtllm", "torch")
 #: Formats a kernel may be derived from, nearest first.
 _NEAREST = {
     "fp8_block": ("fp8_block", "fp8", "bf16"),

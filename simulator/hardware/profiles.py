@@ -113,7 +113,7 @@ def _find_kernels(profile: GpuFile, file: Path) -> KernelProfile | None:
     names = _names()
     donor, seen = profile.kernels_from, {profile.name}
     while donor is not None and donor not in seen:
-        path = names.get(_plain(donor))
+        path = names.get(plain_name(donor))
         if path is None:
             raise TopologyError(unknown(f"{file}: kernels_from", "GPU", donor, list_gpus()))
         measured = path.with_name(f"{path.stem}{KERNELS_SUFFIX}")
@@ -137,7 +137,7 @@ def _gpu(path: Path) -> Gpu:
     )
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """Names compare without case, blanks and punctuation: 'H100 SXM' is h100_sxm."""
     return "".join(c for c in name.lower() if c.isalnum())
 
@@ -150,14 +150,22 @@ def _names() -> dict[str, Path]:
             continue
         profile = _read_gpu(path)
         for name in (profile.name, *profile.aliases):
-            if names.setdefault(_plain(name), path) != path:
-                raise TopologyError(f"{path}: '{name}' also names {names[_plain(name)].stem}")
+            if names.setdefault(plain_name(name), path) != path:
+                raise TopologyError(f"{path}: '{name}' also names {names[plain_name(name)].stem}")
     return names
 
 
-def list_gpus() -> list[str]:
-    """Names of the shipped GPU profiles, sorted."""
-    return sorted({path.stem for path in _names().values()})
+def list_gpus(*, aliases: bool = False) -> list[str]:
+    """Names of the shipped GPU profiles, sorted; with ``aliases``, their other names too (case and blanks left out)."""
+    return sorted(_names()) if aliases else sorted({path.stem for path in _names().values()})
+
+
+def gpu_file(name: str) -> Path:
+    """The file of a shipped GPU profile, by its name or an alias. Raises TopologyError if there is none."""
+    found = _names().get(plain_name(name))
+    if found is None:
+        raise TopologyError(unknown("gpu", "GPU", name, list_gpus()))
+    return found
 
 
 @cache
@@ -174,7 +182,4 @@ def load_gpu(name_or_path: str | Path) -> Gpu:
     path = Path(text).expanduser()
     if path.suffix.lower() in (".yaml", ".yml"):
         return _gpu(path)
-    known = _names().get(_plain(text))
-    if known is None:
-        raise TopologyError(unknown("gpu", "GPU", text, list_gpus()))
-    return _shipped_gpu(known)
+    return _shipped_gpu(gpu_file(text))

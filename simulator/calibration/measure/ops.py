@@ -17,19 +17,21 @@ Array = Any
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one run of a piece of work: median and quartiles over ``samples``."""
+    """Seconds of one run of a piece of work: median and quartiles over ``samples``; ``steady_s``: median after a while
+    of the same work, where that was asked for."""
 
     median_s: float
     q25_s: float
     q75_s: float
     samples: int
+    steady_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Work:
     """Something to time. ``run(i)`` does it once on the ``i``-th of ``copies`` sets of data, so that caches do not
-    flatter. ``eager``: launch by launch from the host, not replayed from a graph. ``steady``: after a while of the same
-    work, at the clocks that power allows for long; work that computes much runs faster in a short burst."""
+    flatter. ``eager``: launch by launch from the host, not replayed from a graph. ``steady``: timed again after a while
+    of the same work, at the clocks that power allows for long: work that computes much is faster in a short burst."""
 
     run: Callable[[int], None]
     copies: int = 1

@@ -82,7 +82,7 @@ def _one(plan: Plan, ops: Ops, group: Group, case: dict[str, object]) -> dict[st
     work = group.prepare(plan, ops, case)
     if group is machine.POWER:
         return {**asdict(ops.time(work, CASE_S)), **steady_power(ops, work)}
-    return asdict(ops.time(work, CASE_S))
+    return {name: value for name, value in asdict(ops.time(work, CASE_S)).items() if value is not None}
 
 
 def store_at(folder: Path) -> Store:

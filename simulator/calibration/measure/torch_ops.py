@@ -8,6 +8,7 @@ import platform
 import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache, cached_property
 
 import torch
@@ -267,22 +268,22 @@ class TorchOps:
             work.run(i % work.copies)
         rough = self._event_seconds(lambda: work.run(0), 2)[-1]
         if work.eager:
-            self._settle(work, lambda: work.run(0), rough)
-            count = max(FEWEST, min(MOST_SAMPLES, int(seconds / rough)))
-            return summary(self._event_seconds(lambda: work.run(0), count))
+            return self._sampled(work, lambda: work.run(0), rough, 1, seconds)
         graph, launches = self._graph(work, rough)
-        self._settle(work, graph.replay, rough * launches)
         once = self._event_seconds(graph.replay, 2)[-1]
-        count = max(FEWEST, min(MOST_SAMPLES, int(seconds / once)))
-        found = summary([s / launches for s in self._event_seconds(graph.replay, count)])
+        found = self._sampled(work, graph.replay, once, launches, seconds)
         graph.reset()
         return found
 
-    def _settle(self, work: Work, run: Callable[[], None], rough: float) -> None:
-        if work.steady:
-            for _ in range(min(math.ceil(SETTLE_S / rough), MOST_SETTLING)):
-                run()
-            torch.cuda.synchronize(self.device)
+    def _sampled(self, work: Work, run: Callable[[], None], once: float, launches: int, seconds: float) -> Timing:
+        count = max(FEWEST, min(MOST_SAMPLES, int(seconds / once)))
+        burst = summary([s / launches for s in self._event_seconds(run, count)])
+        if not work.steady:
+            return burst
+        for _ in range(min(math.ceil(SETTLE_S / once), MOST_SETTLING)):
+            run()
+        steady = summary([s / launches for s in self._event_seconds(run, count)])
+        return replace(burst, steady_s=steady.median_s)
 
     def _event_seconds(self, run: Callable[[], None], count: int) -> list[float]:
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
