@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
 import simulator
+from simulator.commands.calibrate import CalibrateOptions
 from simulator.commands.check import CheckOptions
 from simulator.commands.options import RunOptions
 from simulator.commands.plan import PlanOptions
@@ -243,7 +244,8 @@ def _check(file: str, /, *, options: Annotated[CheckOptions, Parameter(name="*")
     file
         a YAML file of curves, see docs/ci.md
     """
-    from simulator.commands.check import check
+    from simulator.commands.calibrate import CalibrateOptions
+from simulator.commands.check import check
 
     return check(file, options)
 
@@ -252,15 +254,7 @@ def _check(file: str, /, *, options: Annotated[CheckOptions, Parameter(name="*")
 def _calibrate(
     *,
     out: Path,
-    tiny: Annotated[bool, Parameter(negative=())] = False,
-    device: Literal["cuda", "cpu", "numpy"] | None = None,
-    rows: Path | None = None,
-    like: str | None = None,
-    groups: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
-    minutes: float = 2.5,
-    total_minutes: float = 60.0,
-    flash_attention: str | None = None,
-    quiet: Annotated[bool, Parameter(negative=())] = False,
+    options: Annotated[CalibrateOptions, Parameter(name="*")] = CalibrateOptions(),  # noqa: B008
 ) -> int:
     """Measure kernels, steps and copies on the GPU at hand, and write a hardware profile.
 
@@ -268,31 +262,10 @@ def _calibrate(
     ----------
     out
         the profile to write, NAME.yaml; its kernels and measured rows are put beside it
-    tiny
-        a few small cases, on a CPU too: shows that it works, says nothing about a GPU
-    device
-        cuda, cpu (torch) or numpy; with --tiny what there is
-    rows
-        fit the rows in this folder in place of measuring
-    like
-        the GPU whose datasheet numbers to take, where the device's name does not say
-    groups
-        measure these groups only
-    minutes
-        at most so long a group; a later run takes up where this one left off
-    total_minutes
-        at most so long in all
-    flash_attention
-        path of vLLM's _vllm_fa3_C library, where vLLM is not installed
-    quiet
-        no progress on stderr
     """
-    from simulator.calibration.calibrate import Calibration
-    from simulator.commands.calibrate import run
+    from simulator.commands.calibrate import calibrate
 
-    budget = (minutes, total_minutes)
-    asked = Calibration(out, tiny, device, rows, like, groups, *budget, flash_attention)
-    return run(asked, quiet=quiet)
+    return calibrate(out, options)
 
 
 @_validate.command(name="scheduler")
