@@ -244,8 +244,7 @@ def _check(file: str, /, *, options: Annotated[CheckOptions, Parameter(name="*")
     file
         a YAML file of curves, see docs/ci.md
     """
-    from simulator.commands.calibrate import CalibrateOptions
-from simulator.commands.check import check
+    from simulator.commands.check import check
 
     return check(file, options)
 
