@@ -338,7 +338,8 @@ def run_cluster(
     plan: ClusterPlan, trace: Trace, arrivals: Arrivals, terms: Terms, progress: Progress | None
 ) -> RunResult:
     """The one place that starts a simulation."""
-    gaps = terms.slo.itl_p99_s is not None
+    promised = (part.targets() for part in plan.topology.tenants.values())
+    gaps = terms.slo.needs_gaps or any("itl_p99" in targets for targets in promised)
     options = RunOptions(logging=terms.log_steps, slo_itl=gaps, progress=progress, limits=terms.limits)
     return run_plan(plan, trace, arrivals, seed=terms.seed, options=options)
 

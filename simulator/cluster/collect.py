@@ -123,6 +123,9 @@ def _record(cluster: Cluster) -> RunRecord:
         part_decode_admission_s=parts[5],
         part_host_s=host,
         itl_p99_s=_itl_p99(cluster) if cluster.options.slo_itl else None,
+        tenant=trace.tenant,
+        tenant_names=trace.tenant_names or (),
+        tenant_targets={name: part.targets() for name, part in cluster.plan.topology.tenants.items()},
         loaded_tokens={} if cluster.caches is None else cluster.caches.loaded_tokens(),
     )
 

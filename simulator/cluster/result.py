@@ -31,6 +31,7 @@ class RunRecord:
     """One row a request, in the trace's order. NaN or -1 where a request did not get so far.
 
     ``loaded_tokens``: of the cached ones, those that came from each cache below the engine (host, ssd, pool).
+    ``tenant``: codes into ``tenant_names``; ``tenant_targets``: what the topology promises them, as it was written.
     The seven ``part_*_s`` columns of a request add up to ``first_token_s - arrival_s``; a part that did not occur is 0.
     """
 
@@ -55,6 +56,9 @@ class RunRecord:
     part_host_s: Floats
     itl_p99_s: Floats | None = None
     loaded_tokens: Mapping[str, Ints] = field(default_factory=dict)
+    tenant: Ints | None = None
+    tenant_names: tuple[str, ...] = ()
+    tenant_targets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.arrival_s.size)

@@ -27,6 +27,11 @@ def check_routing(topology: Topology, place: str) -> None:
             raise TopologyError(f"{place}: routing.joint: needs prefill and decode pools; found {roles}")
     _check_parts(topology, place)
     _check_admission(topology, place)
+    for tenant, part in topology.tenants.items():
+        for name, target in part.targets().items():
+            where = f"{place}: tenants.{tenant}.slo.{name}"
+            if parse_duration(target, where) <= 0:
+                raise TopologyError(f"{where}: {target}; a target is above 0")
 
 
 def is_lending(topology: Topology) -> bool:

@@ -185,10 +185,23 @@ class AdmissionPart(Part):
     decode_s: Positive | None = None
 
 
-class TenantPart(Part):
-    """What one tenant was promised: targets as in ``--slo`` (``{ttft: 1s, tpot: 50ms}``)."""
+class TargetsPart(Part):
+    """Latency targets, durations with their unit."""
 
-    slo: dict[str, Text] = Field(default_factory=dict)
+    ttft: Text | None = None
+    tpot: Text | None = None
+    e2e: Text | None = None
+    itl_p99: Text | None = None
+
+
+class TenantPart(Part):
+    """What one tenant is promised: targets as in ``--slo`` (``{ttft: 1s}``), in place of the common ones."""
+
+    slo: TargetsPart
+
+    def targets(self) -> dict[str, str]:
+        """Those there are."""
+        return self.slo.model_dump(exclude_none=True)
 
 
 class TierPart(Part):

@@ -121,6 +121,8 @@ def _field_type(kind: Any, part: str | int) -> Any:
     for branch in _branches(kind):
         if typing.get_origin(branch) is list and isinstance(part, int):
             return typing.get_args(branch)[0]
+        if typing.get_origin(branch) is dict:
+            return typing.get_args(branch)[1]
         if isinstance(branch, type) and issubclass(branch, BaseModel) and part in branch.model_fields:
             return branch.model_fields[str(part)].annotation
     return None

@@ -29,7 +29,9 @@ class RunOptions:
     ] = "trace"
     slo: Annotated[
         str | None,
-        Parameter(help="latency targets with units, as ttft=2s,tpot=50ms (also e2e, itl_p99)"),
+        Parameter(
+            help="latency targets with units, as ttft=2s,tpot=50ms (also e2e, itl_p99); a tenant's: ;gold:ttft=1s"
+        ),
     ] = None
     rate_scale: Annotated[float, Parameter(help="play the trace this much faster: gaps are divided by it")] = 1.0
     limit: Annotated[int | None, Parameter(help="only the first N requests")] = None

@@ -52,8 +52,8 @@ def requests_frame(run: RunResult, slo: SLO | None = None, warmup_s: float = 0.0
     if run.trace.turn is not None:
         columns["turn"] = run.trace.turn
     columns["counted"] = values.counted
-    if slo:
-        columns["good"] = good(values, slo)
+    if slo or values.promised:
+        columns["good"] = good(values, slo or SLO())
     return pd.DataFrame(columns)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cluster.result import COMPLETED, TTFT_PARTS, Floats, ItlHistogram, RunRecord
-from simulator.metrics.slo import SLO
+from simulator.metrics.slo import SLO, TARGETS
 
 Bools = NDArray[np.bool_]
 Spread = dict[str, float | None]
@@ -36,6 +36,9 @@ class Latencies:
     itl_p99_s: Floats | None
     completed: Bools
     counted: Bools
+    promised: tuple[tuple[str, SLO], ...] = ()  # what the topology promises tenants
+    tenant: NDArray[np.int64] | None = None
+    tenant_names: tuple[str, ...] = ()
 
     @property
     def measured(self) -> Bools:
@@ -55,6 +58,9 @@ def latencies(record: RunRecord, warmup_s: float = 0.0) -> Latencies:
         itl_p99_s=record.itl_p99_s,
         completed=record.state == COMPLETED,
         counted=~(record.arrival_s < warmup_s),  # a turn that was never sent (NaN) counts: it was asked for
+        promised=tuple((name, SLO.from_mapping(targets)) for name, targets in record.tenant_targets.items()),
+        tenant=record.tenant,
+        tenant_names=record.tenant_names,
     )
 
 
@@ -62,15 +68,30 @@ def meets(values: Latencies, slo: SLO) -> dict[str, Bools]:
     """For each target, which requests meet it. A completed request of one token meets TPOT and ITL targets."""
     columns = {"ttft": values.ttft_s, "tpot": values.tpot_s, "e2e": values.e2e_s, "itl_p99": values.itl_p99_s}
     met: dict[str, Bools] = {}
-    for name, target_s in slo.targets().items():
+    for name, target_s in targets_by_request(values, slo).items():
         column = columns[name]
         if column is None:
             raise ValueError("itl_p99 is a target, but the run was not asked to keep each request's gaps")
-        within = column <= target_s
+        within = (column <= target_s) | np.isnan(target_s)
         if name in ("tpot", "itl_p99"):
             within |= np.isnan(column)
         met[name] = within & values.completed
     return met
+
+
+def targets_by_request(values: Latencies, slo: SLO) -> dict[str, Floats]:
+    """For each target that anybody has, every request's own (s), NaN where it has none: its tenant's, or the common
+    one. Tenants' targets that come with the question go before those of the topology."""
+    by_tenant = dict(values.promised) | dict(slo.tenants)
+    names = [name for name in TARGETS if name in {n for s in (slo, *by_tenant.values()) for n in s.targets()}]
+    found = {name: np.full(values.ttft_s.size, slo.targets().get(name, math.nan)) for name in names}
+    if values.tenant is None:
+        return found
+    for code, tenant in enumerate(values.tenant_names):
+        if tenant in by_tenant:
+            for name in names:
+                found[name][values.tenant == code] = by_tenant[tenant].targets().get(name, math.nan)
+    return found
 
 
 def good(values: Latencies, slo: SLO) -> Bools:

@@ -61,7 +61,7 @@ def summarise(run: RunResult, slo: SLO | None = None, warmup_s: float = 0.0) -> 
     entry["cost"], entry["energy"] = cost_of(run, *rates), energy_of(run, *rates)
     entry["saturated"] = saturated
     entry["reasons"] = _reasons(run, values)
-    entry["warnings"] = [*run.warnings, *_warnings(entry, run, warmup_s)]
+    entry["warnings"] = [*run.warnings, *_warnings(entry, run, warmup_s), *_strangers(values, slo)]
     tenants = _tenants(run, values, slo)
     if tenants:
         entry["tenants"] = tenants
@@ -89,8 +89,9 @@ def _figures(run: RunResult, values: Latencies, slo: SLO, group: Bools) -> Entry
     figures["ttft_s"] = spread(values.ttft_s[done])
     figures["tpot_s"] = spread(values.tpot_s[done])
     figures["e2e_s"] = spread(values.e2e_s[done])
-    figures["goodput_requests_per_s"] = (per_second(passed) or 0.0) if slo else None
-    figures["slo_attainment"] = passed / requests if slo else None
+    judged = bool(slo) or bool(values.promised)
+    figures["goodput_requests_per_s"] = (per_second(passed) or 0.0) if judged else None
+    figures["slo_attainment"] = passed / requests if judged else None
     figures["slo_attainment_by_target"] = {
         name: int((within & group).sum()) / requests for name, within in meets(values, slo).items()
     }
@@ -168,6 +169,15 @@ def _warnings(entry: Entry, run: RunResult, warmup_s: float) -> list[str]:
     if run.itl_histogram is not None and run.itl_histogram.from_s < warmup_s:
         found.append("itl_s also holds the gaps of the warm-up")
     return found
+
+
+def _strangers(values: Latencies, slo: SLO) -> list[str]:
+    """Tenants that have targets and no requests."""
+    named = {name for name, _ in (*values.promised, *slo.tenants)}
+    return [
+        f"tenant '{name}' has targets, and no requests in the trace"
+        for name in sorted(named - set(values.tenant_names))
+    ]
 
 
 def _tenants(run: RunResult, values: Latencies, slo: SLO) -> dict[str, Entry]:

@@ -78,7 +78,7 @@ class Offer:
     def run(self, plan: ClusterPlan) -> Entry | None:
         """The figures of one run; None where the cluster can serve nothing of it."""
         kind = self.arrivals if self.closed else Arrivals("trace")  # drawn arrivals are in the trace already
-        options = RunOptions(slo_itl=self.slo.itl_p99_s is not None)
+        options = RunOptions(slo_itl=self.slo.needs_gaps)
         try:
             return summarise(run_plan(plan, self.trace, kind, seed=self.seed, options=options), self.slo, self.warmup_s)
         except InputError:

@@ -47,7 +47,7 @@ class Run:
     @property
     def targets(self) -> SLO:
         """The targets as such."""
-        return SLO(**{f"{name}_s": value for name, value in self.slo})
+        return SLO().with_targets(dict(self.slo))
 
     def key(self) -> str:
         """SHA-256 of everything that decides the outcome: these values, files the topology names, and the program."""
@@ -84,7 +84,7 @@ def perform(run: Run, trace: Trace) -> Outcome:
 
 def simulate_once(plan: ClusterPlan, trace: Trace, arrivals: Arrivals, seed: int, slo: SLO) -> RunResult:
     """One simulation, keeping each request's own token gaps where they are a target."""
-    return run_plan(plan, trace, arrivals, seed=seed, options=RunOptions(slo_itl=slo.itl_p99_s is not None))
+    return run_plan(plan, trace, arrivals, seed=seed, options=RunOptions(slo_itl=slo.needs_gaps))
 
 
 def offered(trace: Trace, rate_scale: float) -> Trace:

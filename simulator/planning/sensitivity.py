@@ -44,7 +44,7 @@ def variations(bench: Bench, colocated: Candidate, disaggregated: Candidate) -> 
                 yield Variation(name, times, replace(short, pieces=pieces), *pair)
     for name, target_s in bench.slo.targets().items():
         for times in _TARGETS:
-            slo = replace(bench.slo, **{f"{name}_s": target_s * times})
+            slo = bench.slo.with_targets({name: target_s * times})
             yield Variation(name, times, replace(short, slo=slo), *pair)
     for times in _BANDWIDTH:
         other = _wider(disaggregated, times)

@@ -160,7 +160,7 @@ def _targets(values: Mapping[str, Any], place: str) -> SLO:
     if not changes:
         return slo
     changed = SLO.from_mapping(changes, f"{place}: slo").targets()
-    return SLO(**{f"{name}_s": value for name, value in (slo.targets() | changed).items()})
+    return slo.with_targets(changed)
 
 
 def _topology(values: Mapping[str, Any], sweep: Sweep) -> Topology:

@@ -74,6 +74,9 @@ def headline(document: Mapping[str, Any]) -> str:
     if trace.get("warmup_s"):
         offered.append(f"the first {target(trace['warmup_s'])} not counted")
     wanted = [f"{label} {target(slo[f'{key}_s'])}" for key, label in TARGETS.items() if slo[f"{key}_s"] is not None]
+    for tenant, own in slo.get("tenants", {}).items():
+        held = [f"{label} {target(own[f'{key}_s'])}" for key, label in TARGETS.items() if own[f"{key}_s"] is not None]
+        wanted.append(f"{tenant}: {' and '.join(held)}")
     return ", ".join(offered) + "\n" + (f"targets: {', '.join(wanted)}" if wanted else "no targets (--slo)")
 
 

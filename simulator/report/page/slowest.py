@@ -25,7 +25,7 @@ def slowest(run: RunResult, slo: SLO, warmup_s: float) -> list[dict[str, Any]]:
         chosen |= set(rows[order[:EACH]].tolist())
     lost = np.flatnonzero(values.counted & ~values.completed)[:EACH]
     ordered = sorted(chosen, key=lambda row: (-values.ttft_s[row], row)) + lost.tolist()
-    passed = good(values, slo) if slo else np.ones(len(record), np.bool_)
+    passed = good(values, slo) if slo or values.promised else np.ones(len(record), np.bool_)
     met = meets(values, slo)
     names = [series.name for series in run.series]
     found = []
