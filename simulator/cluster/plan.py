@@ -128,11 +128,13 @@ class KvTransferPlan:
 @dataclass(frozen=True)
 class TierPlan:
     """One kind of cache: ``pages`` each worker has of it (a pool: one number for all), which page goes, and the time
-    before a load's bytes flow."""
+    before a load's bytes flow. ``write_bytes_per_s``: of each worker's copies into it, made one after another; none
+    where they share their links."""
 
     pages: tuple[int, ...]
     policy: str
     setup_s: float
+    write_bytes_per_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -128,18 +128,19 @@ class PageCache:
     def __init__(self, pages: float, policy: str, dropped: Callable[[int, int], None] | None = None) -> None:
         """``pages`` may be infinite; ``dropped`` is called with (key, depth) of each page that is let go."""
         self.pages = pages
+        #: Pages that are kept, and their depth; to be looked at only.
+        self.held: dict[int, int] = {}
         self._order = EVICTION[policy]()
-        self._depth: dict[int, int] = {}
         self._pinned: dict[int, int] = {}
         self._dropped = dropped
         self.evicted = 0
         self.peak = 0
 
     def __contains__(self, key: int) -> bool:
-        return key in self._depth
+        return key in self.held
 
     def __len__(self) -> int:
-        return len(self._depth)
+        return len(self.held)
 
     def touch(self, key: int) -> None:
         """A page is used."""
@@ -147,14 +148,14 @@ class PageCache:
 
     def add(self, key: int, depth: int) -> bool:
         """Keep a page, or count it as used where it is kept already; False if there is no room for it."""
-        if key in self._depth:
+        if key in self.held:
             self._order.touch(key)
             return True
-        if len(self._depth) >= self.pages and not self._let_go():
+        if len(self.held) >= self.pages and not self._let_go():
             return False
-        self._depth[key] = depth
+        self.held[key] = depth
         self._order.add(key, depth)
-        self.peak = max(self.peak, len(self._depth))
+        self.peak = max(self.peak, len(self.held))
         return True
 
     def pin(self, key: int) -> None:
@@ -174,7 +175,7 @@ class PageCache:
         if victim is None:
             return False
         self._order.remove(victim)
-        depth = self._depth.pop(victim)
+        depth = self.held.pop(victim)
         self.evicted += 1
         if self._dropped is not None:
             self._dropped(victim, depth)

@@ -160,6 +160,7 @@ def test_tokens_are_found_once_or_computed_and_capacity_holds(roles, trace, cach
         computed = sum(w.engine.totals().prefill_tokens for w, p in zip(cluster.workers, plan.workers, strict=True)
                        if p.role != "decode")  # fmt: skip
         assert computed == int((prompts - cached).sum())
+    cluster.caches.shelves.look(float("inf"))
     for levels in cluster.caches.shelves.levels:
         for level in levels:
             assert level.cache.peak <= level.cache.pages

@@ -68,7 +68,7 @@ class Caches:
         self.columns = LoadColumns(len(self._inputs))
         self.loaded_bytes = dict.fromkeys(TIERS, 0.0)
         self._near: set[int] = set()
-        self._pages: tuple[int, list[int]] = (-1, [])
+        self._pages: dict[int, list[int]] = {}
         self._depth_of: dict[int, int] = {}
         for worker, levels in zip(workers, self.shelves.levels, strict=True):
             worker.outside = self.outside if levels else None
@@ -86,6 +86,7 @@ class Caches:
             return 0
         tokens = self._inputs[row] - 1
         keys = self._prompts.keys(row, tokens)
+        self.shelves.look(worker.engine.seen_s)
         device = worker.engine.overlap(self._prompts.content, row, tokens, keys)
         found = self._held(worker.index, row, device, row not in self._near)
         return found if found > device else 0
@@ -97,6 +98,7 @@ class Caches:
         size, reach = self._plan.page_tokens, row not in self._near
         self._near.discard(row)
         first = here // size
+        self.shelves.look(now)
         until = first + self.shelves.run(worker.index, pages, first, reach=reach)
         tokens = max(until * size - here, 0) if until > first else 0
         worker.engine.will_hold(slot, here + tokens)
@@ -161,7 +163,8 @@ class Caches:
     def _keep(self, worker: Worker, row: int, tokens: int, now: float) -> None:
         if not self.shelves.levels[worker.index]:
             return
-        keys = self._prompts.keys(row, tokens)[self._plan.page_blocks - 1 :: self._plan.page_blocks].tolist()
+        size, known = self._plan.page_tokens, self._pages.pop(row, None)
+        keys = known if known is not None and len(known) == tokens // size else self._keys(row, tokens)
         if self._plan.write == "through":
             self.shelves.computed(worker.index, [(key, depth) for depth, key in enumerate(keys)], now)
         else:
@@ -188,6 +191,7 @@ class Caches:
 
     def summary(self) -> dict[str, object]:
         """Loads of the whole run, and what each tier held, moved and let go."""
+        self.shelves.look(math.inf)
         loaded = ~np.isnan(self.columns.end_s) & (sum(self.columns.tokens.values()) > 0)
         waited = self.columns.exposed_s()[loaded]
         tiers: dict[str, object] = {}
@@ -214,6 +218,7 @@ class Caches:
         """Leading prompt tokens that a worker has (``device`` of them in its own prefix cache) or can load."""
         if self._prompts.private[request.row] or not self.shelves.levels[worker]:
             return device
+        self.shelves.look(request.now_s)
         return self._held(worker, request.row, device, reach)
 
     def tiers(self, request: Asked, worker: int, device: int) -> tuple[int, int, int]:
@@ -221,6 +226,7 @@ class Caches:
         found = dict.fromkeys(TIERS, 0)
         if self._prompts.private[request.row] or not self.shelves.levels[worker]:
             return 0, 0, 0
+        self.shelves.look(request.now_s)
         size, pages = self._plan.page_tokens, self._page_keys(request.row)
         for at in range(device // size, len(pages)):
             where = self.shelves.find(worker, pages[at], reach=True)
@@ -252,8 +258,13 @@ class Caches:
         return max((first + run) * size, device) if run else device
 
     def _page_keys(self, row: int) -> list[int]:
-        """Keys of the prompt's whole pages, at least one token left out; the last prompt's are kept."""
-        if self._pages[0] != row:
-            keys = self._prompts.keys(row, self._inputs[row] - 1)
-            self._pages = (row, keys[self._plan.page_blocks - 1 :: self._plan.page_blocks].tolist())
-        return self._pages[1]
+        """Keys of the whole pages that a load may bring: of the prompt, at least one token left out."""
+        if row not in self._pages:
+            self._pages[row] = self._keys(row, self._inputs[row])
+        pages = self._pages[row]
+        return pages[:-1] if self._inputs[row] % self._plan.page_tokens == 0 else pages
+
+    def _keys(self, row: int, tokens: int) -> list[int]:
+        """A page is known by the key of its last block, which is chained to all before it."""
+        keys: list[int] = self._prompts.keys(row, tokens)[self._plan.page_blocks - 1 :: self._plan.page_blocks].tolist()
+        return keys

@@ -34,11 +34,14 @@ def plan_cache(
     tiers: dict[str, TierPlan] = {}
     if part.host is not None:
         link = links.host(part.host, own)
-        tiers["host"] = TierPlan(_pages(part.host, page_bytes, own), part.host.policy, _first(part.host.setup_s, link))
+        setup_s = _first(part.host.setup_s, link)
+        written = links.rates(own, "pcie out")
+        tiers["host"] = TierPlan(_pages(part.host, page_bytes, own), part.host.policy, setup_s, written)
     if part.ssd is not None:
         links.ssd(part.ssd, own, place)
         setup_s = _SSD_SETUP_S if part.ssd.setup_s is None else part.ssd.setup_s
-        tiers["ssd"] = TierPlan(_pages(part.ssd, page_bytes, own), part.ssd.policy, setup_s)
+        written = links.rates(own, "ssd write")
+        tiers["ssd"] = TierPlan(_pages(part.ssd, page_bytes, own), part.ssd.policy, setup_s, written)
     if part.pool is not None:
         link = links.pool(part.pool, own, place)
         pages = (int((part.pool.gib or 0.0) * GIB / page_bytes[0]),)
@@ -115,6 +118,11 @@ class _Links:
     def network(self) -> Network:
         """All links and paths."""
         return Network(tuple(self.links), self.paths)
+
+    def rates(self, own: Sequence[bool], link: str) -> tuple[float, ...]:
+        """Bytes a second of the link of this name that each worker has, 0 where it has none."""
+        known = ((f"{worker.name} {link}", own[worker.index]) for worker in self.workers)
+        return tuple(self.links[self._known[name]].capacity_bytes_per_s if mine else 0.0 for name, mine in known)
 
     def host(self, part: TierPart, own: Sequence[bool]) -> float:
         """PCIe of each worker's GPUs, both ways; returns the time to start a copy."""

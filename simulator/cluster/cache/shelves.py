@@ -1,7 +1,13 @@
-"""The tiers of one run: which pages lie where, and how they move down when written or let go."""
+"""The tiers of one run: which pages lie where, and how they move down when written or let go.
+
+Copies to host memory and to drives are made one after another by each worker, over lanes that nothing else uses in this
+direction; when one ends is known when it is noted, so that no event is needed: pages whose copy has ended are put in
+their place when somebody looks. Copies to the pool go over network cards, and share them.
+"""
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -31,8 +37,10 @@ class Level:
     cache: PageCache
     end: int
     setup_s: float
+    write_bytes_per_s: float = 0.0  # of copies made one after another; 0 where they share links with others
     incoming: set[int] = field(default_factory=set)
     written_bytes: float = 0.0
+    free_s: float = 0.0
 
 
 class Shelves:
@@ -41,6 +49,8 @@ class Shelves:
     def __init__(self, plan: CachePlan, mover: Mover) -> None:
         self._plan, self._mover = plan, mover
         self._now = 0.0
+        self._copies: list[tuple[float, int, int, Level, list[Page]]] = []  # a heap: end, number, worker, into, what
+        self._noted = 0
         count = len(plan.own)
         self.holders: dict[int, list[int]] = {}  # page -> workers whose host memory holds it
         store = plan.tiers.get("pool")
@@ -58,7 +68,7 @@ class Shelves:
             tier = self._plan.tiers.get(kind)
             if tier is not None:
                 cache = PageCache(tier.pages[worker], tier.policy, self._dropper(worker, len(found), kind))
-                found.append(Level(kind, cache, end, tier.setup_s))
+                found.append(Level(kind, cache, end, tier.setup_s, tier.write_bytes_per_s[worker]))
         return [*found, self.store] if self.store is not None else found
 
     def _dropper(self, worker: int, place: int, kind: str) -> Callable[[int, int], None]:
@@ -75,16 +85,28 @@ class Shelves:
 
     # Writing
 
+    def look(self, now: float) -> None:
+        """Put in their place the pages whose copies have ended by now."""
+        self._now = max(self._now, now)
+        while self._copies and self._copies[0][0] <= now:
+            _, _, worker, level, pages = heapq.heappop(self._copies)
+            self._arrive(worker, level, pages)
+
+    def _arrive(self, worker: int, level: Level, pages: Sequence[Page]) -> None:
+        level.incoming.difference_update([key for key, _ in pages])
+        for key, depth in pages:
+            self._add(worker, level, key, depth)
+
     def computed(self, worker: int, pages: Sequence[Page], now: float) -> None:
         """A worker has computed these pages: with write-through every level gets a copy."""
-        self._now = now
+        self.look(now)
         if self._plan.write == "through":
             for level in self.levels[worker]:
                 self._write(worker, worker, level, pages)
 
     def evicted(self, worker: int, pages: Sequence[Page], now: float) -> None:
         """A worker's own prefix cache has let these pages go: the next level gets them."""
-        self._now = now
+        self.look(now)
         if self.levels[worker]:
             self._write(worker, worker, self.levels[worker][0], pages)
 
@@ -92,37 +114,41 @@ class Shelves:
         """Copy what a level does not have; what it has counts as used, the beginning of the prompt as last used."""
         if level.cache.pages < 1:
             return
-        fresh: list[Page] = []
-        for key, depth in reversed(pages):
-            if key in level.cache:
-                level.cache.touch(key)
-            elif key not in level.incoming:
-                fresh.append((key, depth))
+        held, incoming, fresh = level.cache.held, level.incoming, []
+        for page in reversed(pages):
+            if page[0] in held:
+                level.cache.touch(page[0])
+            elif page[0] not in incoming:
+                fresh.append(page)
         if not fresh:
             return
-        level.incoming.update(key for key, _ in fresh)
+        incoming.update([key for key, _ in fresh])
         size = len(fresh) * self._plan.page_tokens * self._plan.bytes_per_token[worker]
         level.written_bytes += size
 
+        if level.write_bytes_per_s > 0:
+            level.free_s = max(level.free_s, self._now) + level.setup_s + size / level.write_bytes_per_s
+            self._noted += 1
+            heapq.heappush(self._copies, (level.free_s, self._noted, worker, level, fresh))
+            return
+
         def arrived(end: float) -> None:
-            self._now = end
-            for key, depth in fresh:
-                level.incoming.discard(key)
-                self._add(worker, level, key, depth)
+            self._now = max(self._now, end)
+            self._arrive(worker, level, fresh)
 
         self._mover.start(src, level.end, size, level.setup_s, self._now, arrived)
 
     def promote(self, worker: int, pages: Sequence[Page], now: float) -> None:
         """Pages that came through host memory from further away stay there."""
-        self._now = now
+        self.look(now)
         levels = self.levels[worker]
         if levels and levels[0].kind == "host":
             for key, depth in reversed(pages):
                 self._add(worker, levels[0], key, depth)
 
     def _add(self, worker: int, level: Level, key: int, depth: int) -> None:
-        there = key in level.cache
-        if level.cache.add(key, depth) and level.kind == "host" and not there:
+        known = level.kind != "host" or key in level.cache.held
+        if level.cache.add(key, depth) and not known:
             self.holders.setdefault(key, []).append(worker)
 
     def _forget_holder(self, key: int, worker: int) -> None:
@@ -136,7 +162,7 @@ class Shelves:
     def find(self, worker: int, key: int, *, reach: bool) -> tuple[Level, int] | None:
         """The nearest level that holds a page and the worker whose it is; ``reach``: the pool may be asked, too."""
         for level in self.levels[worker]:
-            if key in level.cache and (reach or level is not self.store):
+            if key in level.cache.held and (reach or level is not self.store):
                 return level, worker
         if reach and self._plan.of_hosts:
             holders = self.holders.get(key)
