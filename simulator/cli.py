@@ -250,21 +250,11 @@ def _check(file: str, /, *, options: Annotated[CheckOptions, Parameter(name="*")
 
 
 @app.command(name="calibrate")
-def _calibrate(
-    *,
-    out: Path,
-    options: Annotated[CalibrateOptions, Parameter(name="*")] = CalibrateOptions(),  # noqa: B008
-) -> int:
-    """Measure kernels, steps and copies on the GPU at hand, and write a hardware profile.
-
-    Parameters
-    ----------
-    out
-        the profile to write, NAME.yaml; its kernels and measured rows are put beside it
-    """
+def _calibrate(*, options: Annotated[CalibrateOptions, Parameter(name="*")]) -> int:
+    """Measure kernels, steps and copies on the GPU at hand, and write a hardware profile."""
     from simulator.commands.calibrate import calibrate
 
-    return calibrate(out, options)
+    return calibrate(options)
 
 
 @_validate.command(name="scheduler")

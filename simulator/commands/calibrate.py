@@ -16,6 +16,7 @@ _FLAG = Parameter(negative=(), show_default=False)
 class CalibrateOptions:
     """What to measure, where, and for how long."""
 
+    out: Annotated[Path, Parameter(help="profile to write, NAME.yaml; its kernels and rows are put beside it")]
     tiny: Annotated[
         bool, _FLAG, Parameter(help="a few small cases, on a CPU too: shows that it works, says nothing about a GPU")
     ] = False
@@ -35,7 +36,7 @@ class CalibrateOptions:
     quiet: Annotated[bool, _FLAG, Parameter(help="no progress on stderr")] = False
 
 
-def calibrate(out: Path, options: CalibrateOptions) -> int:
+def calibrate(options: CalibrateOptions) -> int:
     """Measure, fit, write, and print how well the rooflines fit. Raises InputError."""
     from simulator.calibration.calibrate import Calibration
     from simulator.calibration.calibrate import calibrate as fit
@@ -46,7 +47,7 @@ def calibrate(out: Path, options: CalibrateOptions) -> int:
             print(line, file=sys.stderr, flush=True)
 
     asked = Calibration(
-        out,
+        options.out,
         options.tiny,
         options.device,
         options.rows,
@@ -56,7 +57,7 @@ def calibrate(out: Path, options: CalibrateOptions) -> int:
         options.total_minutes,
         options.flash_attention,
     )
-    _print(out, fit_errors(fit(asked, tell)))
+    _print(options.out, fit_errors(fit(asked, tell)))
     return 0
 
 
