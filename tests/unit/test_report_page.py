@@ -194,5 +194,24 @@ def test_large_clusters_show_the_busiest_workers():
     assert found["all"] == 40
 
 
+def test_model_error_is_drawn_and_told(tmp_path):
+    comparison = small_comparison(60)
+    percents = dict.fromkeys(("mean", "p50", "p90", "p95", "p99"), 14.0)
+    error = {
+        "share": 0.8, "runs": 120, "outside": ["GPU <b>"], "taken_from": {"engine": "vllm", "load": "any"},
+        "ttft_percent": percents, "tpot_percent": percents, "e2e_percent": percents | {"p50": 160.0},
+    }  # fmt: skip
+    first, second = comparison.document["topologies"]
+    document = {**comparison.document, "topologies": [first, {**second, "model_error": error}]}
+    comparison.report(tmp_path / "p.html", Around(), document=document)
+    page = Page((tmp_path / "p.html").read_text(encoding="utf-8"))
+    words = " ".join("".join(page.text).split())
+    assert (
+        "TTFT ± 14 %, TPOT ± 14 % and E2E within a factor 2.6, which held for 80 % of 120 measured runs (vllm)" in words
+    )
+    assert "Far from everything measured: GPU <b>." in words
+    assert json.loads(page.scripts[1])["errors"] == [{}, {"ttft": 1.14, "tpot": 1.14, "e2e": 2.6}]
+
+
 def test_a_budget_of_nothing_runs_nothing():
     assert small_comparison(60).around(budget=0) == Around()

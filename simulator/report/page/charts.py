@@ -30,10 +30,19 @@ def chart_data(material: Material) -> dict[str, Any]:
         "saturated": [entry["saturated"] for entry in material.entries],
         "targets": {name: value for name, value in material.slo.targets().items() if name != "itl_p99"},
         "distributions": distributions(material),
+        "errors": [model_errors(entry) for entry in material.entries],
         "rates": rates(material),
         "load": [load(run, bin_width_s(material.runs)) for run in material.runs],
         "map": crossover_cells(material),
     }
+
+
+def model_errors(entry: Mapping[str, Any]) -> dict[str, float]:
+    """The factor by which medians of each kind of latency may be off, 1.14 for 14 %; empty where it is not known."""
+    error = entry.get("model_error")
+    if not error:
+        return {}
+    return {key: round(1 + error[f"{key}_percent"]["p50"] / 100, 4) for key in ("ttft", "tpot", "e2e")}
 
 
 def short(values: Any, digits: int = 4) -> list[float | None]:

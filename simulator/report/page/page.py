@@ -145,6 +145,7 @@ def _sections(material: Material) -> Mapping[str, Any]:
         "load_rows": _load_rows(material),
         "map": material.map,
         "map_words": words.map_words(material.map),
+        "model_errors": words.model_errors(material),
         "targets": {TARGETS[name]: value for name, value in material.slo.targets().items()},
     }
 

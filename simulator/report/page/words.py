@@ -7,10 +7,12 @@ from typing import Any
 
 from simulator.metrics.slo import TARGETS
 from simulator.metrics.verdict import PART_NAMES
-from simulator.metrics.wording import count, figures, listed, percent, seconds, target
+from simulator.metrics.wording import count, figures, listed, percent, seconds, target, within
 from simulator.planning.crossover import LOST, TIE, Crossover
 from simulator.planning.rate_curve import KNEE_ATTAINMENT, RateCurve
 from simulator.report.page.material import Material
+
+_LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
 
 
 def subtitle(material: Material) -> str:
@@ -96,6 +98,23 @@ def map_words(found: Crossover | None) -> str:
             f"against {share['colocated']}."
         )
     return said
+
+
+def model_errors(material: Material) -> list[tuple[str, str]]:
+    """How far off such forecasts were where they could be checked, by topology; empty where nobody knows."""
+    found = []
+    for entry in material.entries:
+        error = entry.get("model_error")
+        if not error:
+            continue
+        medians = [f"{label} {within(error[f'{key}_percent']['p50'])}" for key, label in _LATENCIES.items()]
+        kinds = [word for word in error["taken_from"].values() if word not in ("any", "measured")]
+        runs = (
+            f"{percent(error['share'])} of {count(error['runs'])} measured runs ({', '.join(kinds) or 'of all kinds'})"
+        )
+        outside = f" Far from everything measured: {listed(error['outside'])}." if error["outside"] else ""
+        found.append((entry["name"], f"medians of {listed(medians)}, which held for {runs}.{outside}"))
+    return found
 
 
 def _share(entry: Mapping[str, Any] | None) -> str:

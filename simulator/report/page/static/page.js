@@ -77,6 +77,12 @@
     const target = data.targets[name];
     const all = sets.flatMap((set) => set.x).filter((x) => x > 0);
     if (!all.length) return [[], {}];
+    const bands = sets.flatMap((set, i) => {
+      const factor = data.errors[i][name];
+      if (!factor || hidden.has(i) || !set.x.length) return [];
+      const slow = set.x.map((x) => x * factor), fast = set.x.map((x) => Math.max(x / factor, 1e-7));
+      return [{ x: [...slow, ...fast.reverse()], y: [...set.share, ...[...set.share].reverse()], mode: "lines", line: { width: 0 }, fill: "toself", fillcolor: accent(i), opacity: 0.13, hoverinfo: "skip" }];
+    });
     const traces = sets.map((set, i) => ({
       x: set.x.map((x) => Math.max(x, 1e-7)), y: set.share, mode: "lines", name: label(data.names[i]), visible: !hidden.has(i),
       line: { color: accent(i), width: 2.25, dash: DASHES[Math.floor(i / 7) % 4] },
@@ -87,7 +93,7 @@
       more.shapes = [{ type: "line", x0: target, x1: target, y0: 0, y1: 1, yref: "paper", line: { color: colour("soft"), width: 1.25, dash: "dash" } }];
       more.annotations = [{ x: Math.log10(target), y: 0.03, yref: "paper", text: `target ${tick(target)}`, showarrow: false, font: { size: 11.5 }, ...besideLine(more.xaxis.range, Math.log10(target)) }];
     }
-    return [traces, frame(more)];
+    return [[...bands, ...traces], frame(more)];
   }
 
   function rate(key) {
