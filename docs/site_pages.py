@@ -15,7 +15,11 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[1]
 #: Files beside docs/ that are pages of the site, and what they are called there.
 BESIDE = {"README.md": "readme.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-#: Where pages go that nobody has put into the navigation.
+#: Sections of pages that the navigation does not name, and that of all others.
+SECTIONS = {
+    "Results": ("ci", "planning", "sweeps"),
+    "Can it be trusted": ("bring_your_own", "model_error", "reliability", "validation", "published"),
+}
 REST = "How it works"
 
 
@@ -26,9 +30,10 @@ def on_config(config: Any) -> Any:
             section["Notebooks"] = [f"notebooks/{path.stem}.md" for path in notebooks()]
     listed = {page for section in config.nav for pages in section.values() for page in pages}
     rest = sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name not in listed)
-    for section in config.nav:
-        if REST in section:
-            section[REST] += rest
+    sections = {name: pages for section in config.nav for name, pages in section.items()}
+    for page in rest:
+        home = next((name for name, words in SECTIONS.items() if page.startswith(words)), REST)
+        sections[home].append(page)
     return config
 
 
