@@ -44,6 +44,13 @@ def percent(share: float | None) -> str:
     return "< 0.1 %" if text == "0" and share > 0 else f"{text} %"
 
 
+def within(error_percent: float) -> str:
+    """An interval of the model's error: ``± 14 %``, or ``within a factor 2.6`` where per cent mislead."""
+    if error_percent < 100:
+        return f"± {error_percent:.0f} %"
+    return f"within a factor {figures(1 + error_percent / 100, 2)}"
+
+
 def count(number: int) -> str:
     """``12,345``."""
     return f"{number:,}"
