@@ -15,7 +15,7 @@ from simulator.planning.plan_spec import PlanSpec
 from simulator.planning.replicates import Bench, MisfitError, Scores
 
 #: A quick try has this many replications and this share of the requests; it rules out only what misses by the margin.
-QUICK_REPLICATIONS, QUICK_SHARE, QUICK_MARGIN = 2, 0.4, 0.10
+QUICK_REPLICATIONS, QUICK_SHARE, QUICK_FEWEST, QUICK_MARGIN = 2, 0.4, 200, 0.12
 #: Engines "to spare" on the other side, as a multiple of what its rooflines ask for.
 _SPARE = 3
 _MOST_ENGINES = 4096
@@ -56,7 +56,7 @@ class Hunt:
         """Whether short pieces do not rule it out."""
         if candidate.name not in self.quick:
             self.said(candidate.name)
-            requests = max(int(self.bench.requests * QUICK_SHARE), 40)
+            requests = max(int(self.bench.requests * QUICK_SHARE), QUICK_FEWEST)
             short = self.bench.cut(QUICK_REPLICATIONS, requests)
             try:
                 mean = short.scores(candidate.text, self.rate).mean
@@ -79,13 +79,17 @@ class Hunt:
         """Write down who was not looked at further."""
         self.pruned.append({"candidate": name, "reason": reason})
 
-    def least(self, unit: Unit, role: str) -> int:
-        """Engines that the rooflines ask for."""
+    def alone(self, unit: Unit, role: str) -> float:
+        """The most requests a second that the rooflines of one engine in this role allow."""
         if role == "colocated":
             plan = colocated(self.spec, unit, 1).plan()
         else:
             plan = disaggregated(self.spec, unit, 1, unit, 1).plan()
-        alone = workers_rate(tuple(worker for worker in plan.workers if worker.role == role), self.work)
+        return workers_rate(tuple(worker for worker in plan.workers if worker.role == role), self.work)
+
+    def least(self, unit: Unit, role: str) -> int:
+        """Engines that the rooflines ask for."""
+        alone = self.alone(unit, role)
         return max(1, math.ceil(self.rate / (alone * SLACK))) if math.isfinite(alone) else 1
 
     def room(self, *counts: tuple[Unit, int]) -> bool:
@@ -150,15 +154,13 @@ def _fewest(enough: Callable[[int], bool], start: int, most: int) -> int | None:
 def hunt_disaggregated(hunt: Hunt, prefills: Sequence[Unit], decodes: Sequence[Unit]) -> Candidate | None:
     """The cheapest cluster of prefill and decode engines, each of one kind out of these.
 
-    First the fewest engines of each kind for one side while the other side has engines to spare; no cluster with fewer
-    can do. Then pairs of kinds by the price of that corner, one more engine on either side where a corner is not
-    enough: the first that is enough is the cheapest.
+    First the fewest engines of each kind for one side while the other side has engines to spare, of its strongest
+    kind: no cluster with fewer can do. Then pairs of kinds by the price of that corner, one more engine on either side
+    where a corner is not enough: the first that is enough is the cheapest.
     """
     engines = {"prefill": prefills, "decode": decodes}
     sides = {role: {unit: hunt.least(unit, role) for unit in kinds} for role, kinds in engines.items()}
-    spare = {
-        role: min(least, key=lambda unit: (_price(unit, least[unit]), unit.label)) for role, least in sides.items()
-    }
+    spare = {role: max(kinds, key=lambda unit: (hunt.alone(unit, role), unit.label)) for role, kinds in engines.items()}
     fewest = {role: _side(hunt, role, least, spare, sides) for role, least in sides.items()}
     heap: list[Corner] = []
     for prefill, decode in itertools.product(fewest["prefill"], fewest["decode"]):
