@@ -20,6 +20,10 @@ NEIGHBOURS = 6
 HELD_BACK = 0.2
 
 
+#: Operators without a table of residuals.
+_BARE = ("elementwise",)
+
+
 @dataclass(frozen=True)
 class Fitted:
     """Parameters of a kernel, its residual table (None where the operator takes none), and the rows they come from."""
@@ -137,6 +141,15 @@ def fit_kernel(rows: Rows) -> Fitted:
     """Parameters and table from all rows."""
     parameters = fit_parameters(rows)
     return Fitted(rows, parameters, residual_table(rows, parameters))
+
+
+def fit_measured(rows: Rows) -> Fitted:
+    """Parameters from all rows; the table from those without a past, which is where a step looks."""
+    parameters = fit_parameters(rows)
+    if rows.name.split("/")[0] in _BARE:
+        return Fitted(rows, parameters, None)
+    kept = rows.take(rows.columns["past"] == 0) if "past" in rows.columns else rows
+    return Fitted(kept, parameters, residual_table(kept, parameters))
 
 
 def predict(fitted: Fitted, rows: Rows) -> Floats:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.calibration import kernel_rows, mla_rows
-from simulator.calibration.fit import Fitted, HeldBack, fit_kernel, held_back
+from simulator.calibration import kernel_rows, measured_rows, mla_rows
+from simulator.calibration.fit import Fitted, HeldBack, fit_kernel, fit_measured, held_back
 from simulator.calibration.kernel_rows import Rows
+from simulator.calibration.measured import read_measured
 from simulator.cost.kernels import TABLES_SUFFIX
 from simulator.cost.residual import save_tables
 from simulator.errors import InputError
@@ -43,6 +44,8 @@ class Profile:
     errors: tuple[HeldBack, ...]
 
 
+#: Kernels of vLLM that this program measured as well, over cold paged caches, as an engine has them.
+TAKEN = ("decode_attention/vllm/bf16",)
 DATA = "aiconfigurator 0.12.0 (NVIDIA, Apache-2.0), see NOTICE"
 
 
@@ -61,6 +64,16 @@ def write_profile(gpu: str, kernels: Iterable[Fitted], out: Path, data: str = DA
     save_tables(str(out / f"{gpu}{TABLES_SUFFIX}"), {f.rows.name: f.table for f in found if f.table is not None})
 
 
+def _measured_here(gpu: Gpu) -> list[Fitted]:
+    """Kernels of the measuring program's shipped rows that stand in for those of the tables (docs/calibration.md says
+    why these, and what they changed)."""
+    folder = shipped("hardware_profiles") / "measured" / gpu.name
+    if not folder.is_dir():
+        return []
+    rows = measured_rows.decode_rows(read_measured(folder), gpu)
+    return [fit_measured(r) for r in rows if r.name in TAKEN]
+
+
 def fit_gpu(folder: Path, gpu: str, out: Path, *, errors: bool = False) -> Profile:
     """Fit one GPU from the tables in ``folder`` and write its profile to ``out``.
 
@@ -69,13 +82,16 @@ def fit_gpu(folder: Path, gpu: str, out: Path, *, errors: bool = False) -> Profi
     """
     bare = replace(load_gpu(gpu), kernels=None)
     rows = [r for source in _SOURCES for r in source(folder, bare)]
-    kernels = [fit_kernel(r) for r in rows]
+    own = _measured_here(bare)
+    taken = {fitted.rows.name for fitted in own}
+    kernels = [fit_kernel(r) for r in rows if r.name not in taken] + own
     write_profile(gpu, kernels, out)
     fitted = replace(bare, kernels=read_kernels(out / f"{gpu}{KERNELS_SUFFIX}", gpu))
     blocks = list(mla_rows.block_rows(folder, fitted))
     kernels += [fit_kernel(r) for r in blocks]
     write_profile(gpu, kernels, out)
-    measured = tuple(held_back(r) for r in rows + blocks) if errors else ()
+    tested = [r for r in rows if r.name not in taken] + [fitted.rows for fitted in own] + blocks
+    measured = tuple(held_back(r) for r in tested) if errors else ()
     return Profile(gpu, tuple(kernels), measured)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 from simulator.calibration import measured_rows
-from simulator.calibration.fit import Fitted, fit_parameters, residual_table, residuals
+from simulator.calibration.fit import Fitted, fit_measured, residuals
 from simulator.calibration.fit_tables import write_profile
 from simulator.calibration.kernel_rows import Rows
 from simulator.calibration.measured import Measured
@@ -26,19 +26,8 @@ SOURCES: tuple[Callable[[Measured, Gpu], Iterator[Rows]], ...] = (
     measured_rows.moe_rows,
     measured_rows.element_rows,
 )
-#: Operators without a table of residuals.
-_BARE = ("elementwise",)
 #: Parameters that rows of one kernel must outnumber, to be fitted at all.
 LEAST_ROWS = 3
-
-
-def fit_measured(rows: Rows) -> Fitted:
-    """Parameters from all rows; the table from those without a past, which is where a step looks."""
-    parameters = fit_parameters(rows)
-    if rows.name.split("/")[0] in _BARE:
-        return Fitted(rows, parameters, None)
-    kept = rows.take(rows.columns["past"] == 0) if "past" in rows.columns else rows
-    return Fitted(kept, parameters, residual_table(kept, parameters))
 
 
 def fit_all(measured: Measured, gpu: Gpu) -> list[Fitted]:

@@ -10,14 +10,14 @@ import pytest
 
 from simulator.calibration import calibrate as calibrate_module
 from simulator.calibration.composition import composed_steps
-from simulator.calibration.fit import fit_parameters
+from simulator.calibration.fit import fit_measured, fit_parameters
 from simulator.calibration.measure.moe import choices
 from simulator.calibration.measure.numpy_ops import NumpyOps
 from simulator.calibration.measure.ops import Paged, Work
 from simulator.calibration.measure.plan import read_plan, tiny_plan
 from simulator.calibration.measure.run import GROUPS, Budget, measure, store_at
 from simulator.calibration.measured import read_measured
-from simulator.calibration.measured_fit import base_of, fit_measured
+from simulator.calibration.measured_fit import base_of
 from simulator.calibration.measured_rows import element_rows, prefill_rows
 from simulator.calibration.plans import catalogue_plan
 from simulator.cli import main
