@@ -117,6 +117,7 @@ def _check_transfer(topology: Topology, place: str) -> None:
     if not topology.disaggregated:
         return
     _check_mode(topology, f"{place}: kv_transfer")
+    _check_compression(topology, f"{place}: kv_transfer.compression")
     if transfer.explicit:
         return
     for pool in topology.pools:
@@ -154,3 +155,23 @@ def _check_mode(topology: Topology, place: str) -> None:
         raise TopologyError(f"{place}.mode: a store is reached over network cards; use network.kind rdma or ethernet")
     if transfer.kv_load_failure_policy == "recompute" and profile.policy == "sglang":
         raise TopologyError(f"{place}.kv_load_failure_policy: sglang engines drop such requests; allowed: fail")
+
+
+def _check_compression(topology: Topology, place: str) -> None:
+    """A ratio of one's own, or CacheGen's levels, which whole prompts are sent at."""
+    part, profile = topology.kv_transfer.compression, load_profile(topology.profile, f"{topology.source}: engine")
+    kind = part if isinstance(part, str) else part.kind
+    if not isinstance(part, str):
+        if kind not in ("custom", "cachegen"):
+            raise TopologyError(unknown(f"{place}.kind", "compression", kind, ("custom", "cachegen")))
+        if (kind == "custom") != (part.ratio is not None):
+            what = "is missing" if kind == "custom" else "means nothing for cachegen: its levels have their own"
+            raise TopologyError(f"{place}: key 'ratio' {what}")
+        for name in ("deadline_s", "level", "text"):
+            if kind == "custom" and getattr(part, name) is not None:
+                raise TopologyError(f"{place}.{name}: means nothing for kind custom; allowed: kind cachegen")
+    mode = topology.kv_transfer.mode or profile.transfer_mode
+    if kind == "cachegen" and mode not in ("pull", "store"):
+        raise TopologyError(f"{place}: cachegen sends whole prompts; found mode {mode}, allowed: pull, store")
+    if kind != "none" and topology.kv_transfer.explicit:
+        raise TopologyError(f"{place}: means nothing beside kv_transfer.per_block_s, which gives times outright")

@@ -254,6 +254,8 @@ def _network(cluster: Cluster, duration_s: float) -> dict[str, object]:
         "hidden_s": float(np.maximum(seconds - exposed, 0.0).mean()) if seconds.size else None,
         "waited_s": float(waited.mean()) if seconds.size else None,
     }
+    if cluster.plan.transfer.compression.ladder is not None:
+        network["chunks_by_level"] = dict(sorted(cluster.handover.levels.items()))
     if duration_s > 0:
         network["bytes_per_s"] = sent / duration_s
     return network

@@ -103,7 +103,7 @@ class KvTransferPlan:
     ``mode``: a protocol of ``simulator.cluster.handover``. ``max_in_flight``: requests whose KV is under way to a
     decode engine at once, None for no limit. ``nodes``: node of each engine's first GPU, -1 where none matters.
     ``layerwise_from_tokens``: shorter prompts are not sent layer by layer. ``landing``: where layers go first, gpu or
-    host. ``changes``: links whose capacity changes over time.
+    host. ``kv_bits``: of a number of KV in memory. ``changes``: links whose capacity changes over time.
     """
 
     mode: TransferMode
@@ -117,6 +117,7 @@ class KvTransferPlan:
     lease: Lease = Lease()
     layerwise_from_tokens: int = 0
     landing: str = "gpu"
+    kv_bits: float = 16.0
     places: Places = field(default_factory=lambda: Places(0))
     changes: Mapping[str, BandwidthTrace] = field(default_factory=dict)
 

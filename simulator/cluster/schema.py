@@ -103,13 +103,17 @@ class NetworkPart(Part):
 
 
 class CompressionPart(Part):
-    """KV cache made smaller for the wire, at the price of decoding it on arrival."""
+    """KV cache made smaller for the wire, at the price of decoding it on arrival: ``ratio`` times, or a named kind with
+    changes. ``level``: one of CacheGen's for all chunks; ``text``: chunks may be sent as text and computed anew."""
 
     kind: Text = "custom"
-    ratio: Annotated[float, Field(ge=1, le=1e6, allow_inf_nan=False)]
+    ratio: Annotated[float, Field(ge=1, le=1e6, allow_inf_nan=False)] | None = None
     encode_s_per_token: Seconds = 0.0
-    decode_s_per_token: Seconds = 0.0
+    decode_s_per_token: Seconds | None = None
     chunk_tokens: Count = 1500
+    deadline_s: Positive | None = None
+    level: Text | None = None
+    text: bool | None = None
 
 
 class StorePart(Part):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from simulator.cluster.engines import Engine
@@ -11,17 +11,17 @@ from simulator.cluster.places import Pair, Places
 from simulator.cluster.plan import KvTransferPlan, Lease, Route, WorkerPlan
 from simulator.cluster.ports import Ports, ports_of, wiring_of
 from simulator.cluster.routing_checks import is_lending
-from simulator.cluster.schema import CompressionPart, Topology, TransferMode
-from simulator.errors import TopologyError
+from simulator.cluster.schema import Topology, TransferMode
+from simulator.errors import TopologyError, unknown
 from simulator.hardware.gpu import Gpu
 from simulator.hardware.links import Link
 from simulator.models.model import Model
 from simulator.network.bandwidth import BandwidthTrace, read_bandwidth_trace
-from simulator.network.compression import Compression, named_compression
+from simulator.network.compression import Compression, Ladder, compression_names, named_compression
 from simulator.network.exchange import Cache, Split, Stream, descriptors_per_block, exchange
 from simulator.network.fabric import Network
 from simulator.network.layout import Cell, Hop, Seat, Wiring, lay_out, seat
-from simulator.units import BITS_PER_BYTE, GB
+from simulator.units import BITS_PER_BYTE, BYTES_PER_NUMBER, GB
 
 #: Legs before which KV is compressed, and after which that is undone.
 _FIRST, _LAST = ("gpus", "to_host", "gpu_to_host", "to_store"), ("gpus", "from_host", "from_store")
@@ -30,10 +30,21 @@ _FIRST, _LAST = ("gpus", "to_host", "gpu_to_host", "to_store"), ("gpus", "from_h
 def compression_of(topology: Topology) -> Compression:
     """The compression a topology names or describes."""
     part = topology.kv_transfer.compression
-    if isinstance(part, CompressionPart):
-        costs = (part.encode_s_per_token, part.decode_s_per_token, part.chunk_tokens)
-        return Compression(part.kind, part.ratio, *costs, quality="not stated")
-    return named_compression(part)
+    if isinstance(part, str):
+        return named_compression(part)
+    ladder = named_compression(part.kind).ladder if part.kind in compression_names() else None
+    if ladder is None:
+        costs = (part.encode_s_per_token, part.decode_s_per_token or 0.0, part.chunk_tokens)
+        return Compression(part.kind, part.ratio or 1.0, *costs, quality="not stated")
+    levels = [level for level in ladder.levels if part.level in (None, level.name)]
+    if not levels:
+        place = f"{topology.source}: kv_transfer.compression.level"
+        raise TopologyError(unknown(place, "level", part.level, [level.name for level in ladder.levels]))
+    if part.decode_s_per_token is not None:
+        levels = [replace(level, decode_s_per_token=part.decode_s_per_token) for level in levels]
+    text = ladder.text and part.level is None if part.text is None else part.text
+    chosen = Ladder(tuple(levels), part.chunk_tokens, part.deadline_s or ladder.deadline_s, text)
+    return replace(named_compression(part.kind), ladder=chosen, encode_s_per_token=part.encode_s_per_token)
 
 
 def handovers(workers: Sequence[WorkerPlan], *, lending: bool = False) -> list[Pair]:
@@ -73,6 +84,7 @@ def plan_transfer(topology: Topology, workers: Sequence[WorkerPlan], engines: Se
         lease=Lease(part.lease_s, part.heartbeats, part.kv_load_failure_policy == "recompute"),
         layerwise_from_tokens=engines[0].profile.layerwise_from_tokens if whole is None else whole,
         landing=part.landing,
+        kv_bits=8.0 * BYTES_PER_NUMBER[engines[0].precision.kv_cache],
         places=Places(len(workers)),
         changes=laid.changes,
     )
@@ -205,6 +217,10 @@ def _route(topology: Topology, engine: Engine, hop: Hop, links: Sequence[Link]) 
     per_token = sum(stream.bytes_per_token for stream in hop.streams) / compression.ratio
     tokens = engine.block_tokens
     pieces = 1.0 if compression.ratio > 1 else descriptors_per_block(hop.streams) * full
+    if compression.ladder is not None:  # a stream has no pieces; a store keeps every level
+        pieces = 0.0
+        bits = sum(level.bits for level in compression.ladder.levels)
+        per_token *= bits / (8.0 * BYTES_PER_NUMBER[engine.precision.kv_cache]) if hop.kind == "to_store" else 1.0
     per_piece, gathered = own["per_descriptor_s"], hop.kind != "gpus" and all(link.kind == "pcie" for link in links)
     if gathered:  # one copy kernel a layer, however many blocks
         setup += per_piece * pieces

@@ -242,7 +242,12 @@ def step_cost_record(table: StepCostTable) -> object:
 
 def prefill_rate(table: StepCostTable, tokens: int) -> float:
     """Prompt tokens a second when every step computes one fresh prompt of ``tokens`` tokens."""
+    return tokens / prompt_seconds(table, 0, tokens)
+
+
+def prompt_seconds(table: StepCostTable, past: int, new: int) -> float:
+    """Seconds of a step of its own that computes ``new`` tokens of a prompt of which ``past`` have been computed."""
     cost = step_cost_record(table)
-    attention = 0.0 if table.affine else chunk_attention_seconds(cost, tokens, 0)
-    seconds = float(mixed_step_seconds(cost, 0, 0, 1, tokens, 0, attention, 1))
-    return tokens / max(seconds + table.mixed_prepare_s, float(launch_seconds(cost, tokens)))
+    attention = 0.0 if table.affine else chunk_attention_seconds(cost, new, past)
+    seconds = float(mixed_step_seconds(cost, 0, 0, 1, new, past, attention, 1))
+    return max(seconds + table.mixed_prepare_s, float(launch_seconds(cost, new)))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+from bisect import bisect_right
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 
 from simulator.errors import TopologyError
@@ -23,6 +24,22 @@ class BandwidthTrace:
     def scaled(self, factor: float) -> BandwidthTrace:
         """So many such links side by side, or so much of one."""
         return BandwidthTrace(self.time_s, tuple(rate * factor for rate in self.bytes_per_s))
+
+    def end_s(self, size_bytes: float, start_s: float) -> float:
+        """When a transfer begun at ``start_s`` ends that has the link to itself."""
+        i = max(bisect_right(self.time_s, start_s) - 1, 0)
+        now, left = start_s, size_bytes
+        for until, rate in zip((*self.time_s[i + 1 :], inf), self.bytes_per_s[i:], strict=True):
+            if left <= rate * (until - now):
+                return now + left / rate if left > 0 else now
+            left -= rate * (until - now)
+            now = until
+        return inf
+
+
+def steady(bytes_per_s: float) -> BandwidthTrace:
+    """A link that does not change."""
+    return BandwidthTrace((0.0,), (bytes_per_s,))
 
 
 def read_bandwidth_trace(path: str | Path) -> BandwidthTrace:

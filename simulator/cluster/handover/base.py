@@ -8,7 +8,7 @@ the remote store those that the plan gives.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,8 +20,11 @@ from numpy.typing import NDArray
 from simulator.cluster.handover.columns import HandoverColumns
 from simulator.cluster.plan import KvTransferPlan
 from simulator.cluster.processes import Agenda, Transfers, Worker
+from simulator.cost.table import prompt_seconds
 from simulator.engine.state import INSTANT_S
+from simulator.network.compression import Ladder
 from simulator.network.fabric import Pace
+from simulator.network.streaming import Context, Streamer
 
 Moment = Callable[[float], None]
 
@@ -60,6 +63,8 @@ class Handover:
     _has_turn: dict[int, int] = field(default_factory=dict)
     _moving: dict[int, int] = field(default_factory=dict)
     _given_up: set[int] = field(default_factory=set)
+    _ready: dict[int, float] = field(default_factory=dict)
+    levels: Counter[str] = field(default_factory=Counter)  # chunks sent at each level
 
     # What it hears
 
@@ -174,15 +179,19 @@ class Handover:
         last: bool = True,
         pace: Pace | None = None,
         since: float | None = None,
+        size_bytes: float | None = None,
+        delay_s: float | None = None,
     ) -> None:
         """Move blocks between two places; ``done`` hears of the end. ``last``: nothing of the request follows.
 
         With a ``pace`` the setting up is in it; with explicit times it ends with the pace. ``since``: when the first
-        bytes were there, if not now.
+        bytes were there, if not now. ``size_bytes``, ``delay_s``: if not the blocks'.
         """
         route = self.rooms.plan.routes[places]
         start = now if since is None else since
-        delay = route.delay_s(blocks) if pace is None else 0.0
+        own = route.delay_s(blocks) if pace is None else 0.0
+        delay = own if delay_s is None else delay_s
+        size = route.wire_bytes(blocks, last=last) if size_bytes is None else size_bytes
 
         def over(end: float) -> None:
             if row not in self._given_up:
@@ -193,7 +202,6 @@ class Handover:
         if self.rooms.plan.explicit or self.rooms.transfers is None:
             self.rooms.agenda.add(now + delay if pace is None else pace.until_s, over)
             return
-        size = route.wire_bytes(blocks, last=last)
         self.columns.wire_bytes[row] += size
         self._moving[row] = self.rooms.transfers.start(*places, size, delay, now, over, pace)
 
@@ -213,9 +221,49 @@ class Handover:
         self.columns.decode_slot[row] = -1
         self.rooms.workers[int(self.rooms.decode_worker[row])].transfer_ended(slot, now)
 
+    def fetch(self, row: int, places: tuple[int, int], blocks: int, now: float, done: Moment) -> None:
+        """Move all blocks; where there is a choice of encodings, chunk by chunk, each at the level that suits."""
+        ladder = self.rooms.plan.compression.ladder
+        if ladder is None:
+            self.move(row, places, blocks, now, done)
+        else:
+            self._next_chunk(row, places, self._streamer(row, places, blocks, ladder), now, done)
+
+    def _streamer(self, row: int, places: tuple[int, int], blocks: int, ladder: Ladder) -> Streamer:
+        rooms = self.rooms
+        engine = rooms.workers[int(rooms.decode_worker[row])].engine
+        route, network = rooms.plan.routes[places], rooms.plan.network
+        size = engine.block_size
+        numbers = route.wire_bytes(blocks) / max(blocks * size, 1) * 8.0 / rooms.plan.kv_bits
+        context = Context(blocks * size, numbers, partial(prompt_seconds, engine.spec.cost))
+        speed = network.paths[places].alone_bytes_per_s(network.links)
+        arrived = float(self.columns.entered_s[row]) - rooms.entry_before_s
+        return Streamer(ladder, context, speed, arrived + ladder.deadline_s)
+
+    def _next_chunk(
+        self, row: int, places: tuple[int, int], streamer: Streamer, now: float, done: Moment, first: bool = True
+    ) -> None:
+        chunk = streamer.next_chunk(now)
+        if chunk is None:
+            self._ready[row] = streamer.ready_s
+            done(now)
+            return
+        self.levels[chunk.level] += 1
+
+        def over(end: float) -> None:
+            streamer.arrived(chunk, now, end)
+            self._next_chunk(row, places, streamer, end, done, first=False)
+
+        route = self.rooms.plan.routes[places]
+        size = self.rooms.workers[int(self.rooms.decode_worker[row])].engine.block_size
+        delay = route.per_block_s * chunk.tokens / size + (route.setup_s if first else 0.0)
+        self.move(row, places, 0, now, over, size_bytes=chunk.size_bytes, delay_s=delay)
+
     def arrived(self, row: int, places: tuple[int, int], blocks: int, start: float, end: float) -> None:
         """The last bytes are in: the KV can be used as soon as its compression has been undone."""
-        ready = self.rooms.plan.routes[places].ready_s(start, end, blocks)
+        ready = self._ready.pop(row, None)
+        if ready is None:
+            ready = self.rooms.plan.routes[places].ready_s(start, end, blocks)
         if ready > end:
             self.later(row, ready, partial(self.target_done, row))
         else:

@@ -47,7 +47,7 @@ class Landing(Handover):
             self.give_turn(row, end)
             self.arrived(row, places, blocks, start, end)
 
-        self.move(row, places, blocks, now, over)
+        self.fetch(row, places, blocks, now, over)
 
     def prompt_blocks(self, row: int) -> int:
         """Blocks of the whole prompt: what the decode engine has cached is not known yet."""

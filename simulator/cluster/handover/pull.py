@@ -43,7 +43,7 @@ class Pull(Handover):
             self.source_done(row, end)
             self.arrived(row, places, blocks, start, end)
 
-        self.move(row, places, blocks, now, over)
+        self.fetch(row, places, blocks, now, over)
 
     def _lease_ends(self, row: int, now: float) -> None:
         """Unless its KV has been read or is kept by heartbeats, the request has lost it."""
