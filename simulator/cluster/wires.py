@@ -21,7 +21,7 @@ from simulator.network.compression import Compression, Ladder, compression_names
 from simulator.network.exchange import Cache, Split, Stream, descriptors_per_block, exchange
 from simulator.network.fabric import Network
 from simulator.network.layout import Cell, Hop, Seat, Wiring, lay_out, seat
-from simulator.units import BITS_PER_BYTE, BYTES_PER_NUMBER, GB
+from simulator.units import BITS_PER_BYTE, GB
 
 #: Legs before which KV is compressed, and after which that is undone.
 _FIRST, _LAST = ("gpus", "to_host", "gpu_to_host", "to_store"), ("gpus", "from_host", "from_store")
@@ -84,7 +84,7 @@ def plan_transfer(topology: Topology, workers: Sequence[WorkerPlan], engines: Se
         lease=Lease(part.lease_s, part.heartbeats, part.kv_load_failure_policy == "recompute"),
         layerwise_from_tokens=engines[0].profile.layerwise_from_tokens if whole is None else whole,
         landing=part.landing,
-        kv_bits=8.0 * BYTES_PER_NUMBER[engines[0].precision.kv_cache],
+        kv_bits=16.0 if model is None else _kv_bits(model, engines[0]),
         places=Places(len(workers)),
         changes=laid.changes,
     )
@@ -194,6 +194,12 @@ def _cache(model: Model, engine: Engine) -> Cache:
     return Cache(model.layers, model.kv_heads, one_layer / model.kv_heads, 2)
 
 
+def _kv_bits(model: Model, engine: Engine) -> float:
+    """Bits of a number of KV in memory, scales and padding shared out."""
+    one, plain = (model.kv_layer_bytes_per_token(kind, 1) for kind in (engine.precision.kv_cache, "bf16"))
+    return 16.0 * one / plain
+
+
 def _split(model: Model, engine: Engine) -> Split:
     stages = tuple((stage.start, stage.stop) for stage in model.stage_layers(engine.parallel.pp))
     return Split(engine.parallel.tp, stages, engine.parallel.dp)
@@ -220,7 +226,7 @@ def _route(topology: Topology, engine: Engine, hop: Hop, links: Sequence[Link]) 
     if compression.ladder is not None:  # a stream has no pieces; a store keeps every level
         pieces = 0.0
         bits = sum(level.bits for level in compression.ladder.levels)
-        per_token *= bits / (8.0 * BYTES_PER_NUMBER[engine.precision.kv_cache]) if hop.kind == "to_store" else 1.0
+        per_token *= bits / _kv_bits(engine.model, engine) if hop.kind == "to_store" else 1.0
     per_piece, gathered = own["per_descriptor_s"], hop.kind != "gpus" and all(link.kind == "pcie" for link in links)
     if gathered:  # one copy kernel a layer, however many blocks
         setup += per_piece * pieces

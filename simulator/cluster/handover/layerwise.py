@@ -56,7 +56,8 @@ class Layerwise(Streaming):
             self.begin_whole(row, now)
             self.offer(row, Piece(self.rooms.input_tokens[row], now, now, True), now)
         elif row in self._early:
-            self.whole_sent(row, *self._early.pop(row))
+            places, blocks, start, end = self._early.pop(row)
+            self.whole_sent(row, places, blocks, start, max(end, now))
 
     def begin_whole(self, row: int, now: float) -> None:
         """A prompt that is sent as a whole is done."""
