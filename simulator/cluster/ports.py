@@ -92,7 +92,7 @@ def _named_link(name: str, place: str) -> Link:
 
 def nearest_link(kind: str, bandwidth_bytes_per_s: float) -> Link:
     """The shipped link of this kind whose line rate is nearest, as a ratio."""
-    links = [link for link in map(load_link, list_links()) if link.kind == kind]
+    links = [link for link in map(load_link, list_links()) if link.kind == kind and not link.by_name_only]
     ratio = [max(link.bandwidth_bytes_per_s, bandwidth_bytes_per_s) for link in links]
     low = [min(link.bandwidth_bytes_per_s, bandwidth_bytes_per_s) for link in links]
     return min(zip(ratio, low, links, strict=True), key=lambda entry: entry[0] / entry[1])[2]

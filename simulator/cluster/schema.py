@@ -131,6 +131,7 @@ class KvTransferPart(Part):
     setup_s: Seconds | None = None
     per_block_s: Seconds | None = None
     per_descriptor_s: Seconds | None = None
+    coalesced_blocks: Annotated[float, Field(ge=1, le=1e6, allow_inf_nan=False)] = 1.0
     max_in_flight: Count | None = None
     layerwise_from_tokens: Annotated[int, Field(ge=0, le=10**9)] | None = None
     lease_s: Positive = 30.0

@@ -231,7 +231,7 @@ def _route(topology: Topology, engine: Engine, hop: Hop, links: Sequence[Link]) 
     if gathered:  # one copy kernel a layer, however many blocks
         setup += per_piece * pieces
     first, last = hop.kind in _FIRST, hop.kind in _LAST
-    per_block = 0.0 if gathered else per_piece * (1.0 if hop.kind == "hosts" else pieces)
+    per_block = 0.0 if gathered else per_piece * (1.0 if hop.kind == "hosts" else pieces) / part.coalesced_blocks
     return Route(
         setup_s=setup,
         per_block_s=per_block + (compression.encode_s_per_token * tokens if first else 0.0),

@@ -24,8 +24,8 @@ class Link:
 
     ``kind``: nvlink, pcie, rdma or ethernet. ``bandwidth_bytes_per_s`` is the line rate of one GPU's link or one card;
     ``efficiency`` the part of it a long transfer reaches. ``cpu_s_per_byte``: time of a core for each byte, at either
-    end, 0 where cards move bytes by themselves. ``sources``: field -> where it is from; "estimate" where
-    nobody has published one.
+    end, 0 where cards move bytes by themselves. ``by_name_only``: one system's figures, which stand for no other link
+    of that kind. ``sources``: field -> where it is from; "estimate" where nobody has published one.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Link:
     setup_s: float
     per_descriptor_s: float
     cpu_s_per_byte: float = 0.0
+    by_name_only: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -58,6 +59,7 @@ class LinkFile(Schema):
     setup_s: float = Field(ge=0, le=60)
     per_descriptor_s: float = Field(ge=0, le=1)
     cpu_s_per_byte: float = Field(default=0.0, ge=0, le=1)
+    by_name_only: bool = False
     sources: dict[str, str]
 
 
@@ -69,7 +71,7 @@ def _read_link(name: str, data: Any, place: str) -> tuple[Link, tuple[str, ...]]
     for key in _NUMBERS:
         if key not in entry.sources and getattr(entry, key) != LinkFile.model_fields[key].default:
             raise TopologyError(f"{place}: key 'sources.{key}' is missing; say where {key} comes from")
-    values = {key: getattr(entry, key) for key in ("kind", *_NUMBERS)}
+    values = {key: getattr(entry, key) for key in ("kind", "by_name_only", *_NUMBERS)}
     return Link(name=name, sources=dict(entry.sources), **values), (name, *entry.aliases)
 
 

@@ -116,6 +116,41 @@ def test_handover_times_of_sglang_over_four_cards(tokens: int, measured_ms: floa
     assert handover_s(plan, tokens + 1) * 1e3 == pytest.approx(measured_ms, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("link", "cards", "measured"), [("mooncake_engine_200", 4, 87e9), ("mooncake_engine_400", 8, 190e9)]
+)
+def test_mooncakes_engine_by_name(link: str, cards: int, measured: float) -> None:
+    """FAST'25, figure 12: what a node's cards moved together. Profiles of one system stand for nothing else."""
+    plan = plan_of(
+        "llama-3.1-70b/a800_80gb_sxm:tp8/1p1d", f"network={{kind: rdma, link: {link}, nics_per_node: {cards}}}"
+    )
+    assert plan.transfer is not None
+    network = plan.transfer.network
+    assert network.paths[0, 1].alone_bytes_per_s(network.links) == pytest.approx(measured, rel=1e-9)
+    usual = plan_of(
+        "llama-3.1-70b/a800_80gb_sxm:tp8/1p1d", "network={kind: rdma, nic_gbit_per_s: 200, nics_per_node: 4}"
+    )
+    assert usual.transfer is not None
+    network = usual.transfer.network
+    assert network.paths[0, 1].alone_bytes_per_s(network.links) == pytest.approx(73e9)
+
+
+def test_blocks_side_by_side_make_fewer_pieces() -> None:
+    plain, merged = (plan_of("1p1d", *change).transfer for change in ((), ("kv_transfer.coalesced_blocks=4",)))
+    assert plain is not None and merged is not None
+    assert merged.route(0, 1).per_block_s == plain.route(0, 1).per_block_s / 4 > 0
+    assert merged.route(0, 1).wire_bytes(9) == plain.route(0, 1).wire_bytes(9)
+
+
+def test_a_served_read_of_nixl_by_name() -> None:
+    """vllm#50913: 1,785 pieces of 167 MB in 38.7 ms; here as many blocks of a cache with one layer's keys and values."""
+    route = plan_of("llama-3.1-8b/h100_sxm/1p1d", "network={kind: nvlink, link: nixl_served}").transfer
+    assert route is not None
+    pieces_s = route.route(0, 1).per_block_s / 64  # 32 layers, keys and values
+    speed = route.network.paths[0, 1].alone_bytes_per_s(route.network.links)
+    assert route.route(0, 1).setup_s + 1785 * pieces_s + 167e6 / speed == pytest.approx(38.7e-3, rel=0.01)
+
+
 def test_an_engine_on_several_cards_is_faster_than_on_one() -> None:
     free = "network.per_descriptor_s=0"
     one, four = plan_of("1p1d", free), plan_of("llama-3.1-8b/h100_sxm:tp4/1p1d", free)

@@ -179,19 +179,22 @@ class Handover:
         last: bool = True,
         pace: Pace | None = None,
         since: float | None = None,
-        size_bytes: float | None = None,
-        delay_s: float | None = None,
     ) -> None:
         """Move blocks between two places; ``done`` hears of the end. ``last``: nothing of the request follows.
 
         With a ``pace`` the setting up is in it; with explicit times it ends with the pace. ``since``: when the first
-        bytes were there, if not now. ``size_bytes``, ``delay_s``: if not the blocks'.
+        bytes were there, if not now.
         """
         route = self.rooms.plan.routes[places]
-        start = now if since is None else since
-        own = route.delay_s(blocks) if pace is None else 0.0
-        delay = own if delay_s is None else delay_s
-        size = route.wire_bytes(blocks, last=last) if size_bytes is None else size_bytes
+        size = route.wire_bytes(blocks, last=last)
+        if pace is None:
+            delay = route.delay_s(blocks)
+        else:
+            delay = pace.until_s - now if self.rooms.transfers is None else 0.0
+        self.send(row, places, (size, delay, now), self.timed(row, now if since is None else since, done), pace)
+
+    def timed(self, row: int, start: float, done: Moment) -> Moment:
+        """``done``, unless the request has been given up by then; and the time taken is noted."""
 
         def over(end: float) -> None:
             if row not in self._given_up:
@@ -199,8 +202,20 @@ class Handover:
                 self.columns.busy_s[row] += end - start
                 done(end)
 
-        if self.rooms.plan.explicit or self.rooms.transfers is None:
-            self.rooms.agenda.add(now + delay if pace is None else pace.until_s, over)
+        return over
+
+    def send(
+        self,
+        row: int,
+        places: tuple[int, int],
+        sending: tuple[float, float, float],
+        over: Moment,
+        pace: Pace | None = None,
+    ) -> None:
+        """Send bytes after a delay from a moment on; without a network (explicit times) the delay is all."""
+        size, delay, now = sending
+        if self.rooms.transfers is None:
+            self.rooms.agenda.add(now + delay, over)
             return
         self.columns.wire_bytes[row] += size
         self._moving[row] = self.rooms.transfers.start(*places, size, delay, now, over, pace)
@@ -257,7 +272,7 @@ class Handover:
         route = self.rooms.plan.routes[places]
         size = self.rooms.workers[int(self.rooms.decode_worker[row])].engine.block_size
         delay = route.per_block_s * chunk.tokens / size + (route.setup_s if first else 0.0)
-        self.move(row, places, 0, now, over, size_bytes=chunk.size_bytes, delay_s=delay)
+        self.send(row, places, (chunk.size_bytes, delay, now), self.timed(row, now, over))
 
     def arrived(self, row: int, places: tuple[int, int], blocks: int, start: float, end: float) -> None:
         """The last bytes are in: the KV can be used as soon as its compression has been undone."""
