@@ -72,19 +72,27 @@ class Streamer:
     def _size(self, tokens: int, level: Level) -> float:
         return tokens * self._context.numbers_per_token * level.bits / 8.0
 
+    def _until_ready(self, size_bytes: float, chunk: float, undo_s: tuple[float, float], now_s: float) -> float:
+        """Seconds until all that is left can be used, if it is sent one way: travelling, or undoing, is the slower.
+
+        ``chunk``: a chunk's part of it; ``undo_s``: of all of it, and of its last chunk.
+        """
+        travel = size_bytes / self._bytes_per_s if self._bytes_per_s > 0 else float("inf")
+        behind = max(self.ready_s - now_s, travel * chunk)
+        return max(travel + undo_s[1], behind + undo_s[0])
+
     def _choose(self, left: int, now_s: float) -> Level | None:
         """The level of the next chunk, None for text, if ``left`` tokens are still to be sent."""
-        time_left = self._deadline_at_s - now_s
-        behind = max(self.ready_s - now_s, 0.0)  # of what has arrived
+        last = min(self._ladder.chunk_tokens, left)
         options: list[tuple[float, Level | None]] = []
         if self._ladder.text:
-            options.append((behind + self._context.recompute_s(self._sent, left), None))
-        last = min(self._ladder.chunk_tokens, left)
+            recompute, total = self._context.recompute_s, self._context.tokens
+            undo = recompute(self._sent, left), recompute(total - last, last)
+            options.append((self._until_ready(left * TEXT_BYTES_PER_TOKEN, last / left, undo, now_s), None))
         for level in self._ladder.levels:
-            travel = self._size(left, level) / self._bytes_per_s if self._bytes_per_s > 0 else float("inf")
-            first = travel * last / left
-            undo = level.decode_s_per_token
-            options.append((max(travel + last * undo, max(behind, first) + left * undo), level))
+            undo = left * level.decode_s_per_token, last * level.decode_s_per_token
+            options.append((self._until_ready(self._size(left, level), last / left, undo, now_s), level))
+        time_left = self._deadline_at_s - now_s
         in_time = [level for seconds, level in options if seconds <= time_left]
         return in_time[0] if in_time else min(options, key=lambda option: option[0])[1]
 

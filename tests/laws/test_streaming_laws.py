@@ -20,7 +20,7 @@ from simulator.workload.load import load_trace
 
 GBIT = 1e9 / 8
 NUMBERS = 65_536.0  # of KV in a token of Mistral-7B
-LAW = settings(deadline=None, max_examples=150)
+LAW = settings(deadline=None, max_examples=200, derandomize=True)
 
 
 def cachegen() -> Ladder:
@@ -64,7 +64,9 @@ def test_a_deadline_that_some_level_keeps_is_kept_and_no_finer_level_would_have(
     adaptive = load_context(ladder, what, link)
     alone = {x.name: load_context(only(x.name), what, link) for x in ladder.levels}
     in_time = [name for name, loaded in alone.items() if loaded.ready_s <= deadline_s - 1e-6]
-    if in_time or (text and tokens * recompute <= deadline_s - 1e-6):
+    travel, last = tokens * 4 / (gbit * GBIT), min(1500, tokens)
+    as_text = max(travel + last * recompute, travel * last / tokens + tokens * recompute)
+    if in_time or (text and as_text <= deadline_s - 1e-6):
         assert adaptive.ready_s <= deadline_s + 1e-6
     finest = ladder.levels[0]
     assert adaptive.size_bytes <= tokens * NUMBERS * finest.bits / 8 * (1 + 1e-9)

@@ -38,6 +38,7 @@ class PushCase(Case):
         self.layerwise = settings["mode"] == "layerwise"
         self.first.chunk = self._chunk  # type: ignore[attr-defined]
         self.agenda: list[tuple[float, int, Callable[[float], None]]] = []
+        self.begins: list[tuple[float, int, Callable[[float], None]]] = []  # heard of after an instant's planning
         self.noted = itertools.count()
         count = len(requests)
         self.pieces: list[deque[tuple[int, float, float, bool]]] = [deque() for _ in range(count)]
@@ -54,7 +55,8 @@ class PushCase(Case):
     def _chunk(self, r: Request, tokens: int, start: float, end: float) -> None:
         i, last = r.index, tokens == self._prompt(r.index)
         if self.layerwise:
-            self.note(start, lambda now: self._begin(i, (tokens, start, end, last), now))
+            begin = (start, next(self.noted), lambda now: self._begin(i, (tokens, start, end, last), now))
+            heapq.heappush(self.begins, begin)
         elif not last:
             self.note(end, lambda now: self._offer(i, (tokens, end, end, False), now))
 
@@ -135,7 +137,7 @@ class PushCase(Case):
         now = 0.0
         while True:
             arrival = self.requests[todo[0]]["arrival_s"] if todo else math.inf
-            noted = self.agenda[0][0] if self.agenda else math.inf
+            noted = min((queue[0][0] for queue in (self.agenda, self.begins) if queue), default=math.inf)
             upcoming = min(arrival, noted, *(e.next_time() for e in self.engines))
             if upcoming == math.inf:
                 return
@@ -144,10 +146,10 @@ class PushCase(Case):
 
     def _instant(self, now: float, todo: deque[int], keep_steps: int) -> None:
         """Steps end, transfers end, requests come, engines plan; a decode engine's planning may let prompts begin."""
-        booked = self.engines
-        while booked or self.released:
+        booked, asked = self.engines, False
+        while booked or self.released or asked:
             booked = [e for e in self.engines if e.complete(now)]
-            self._due(now)
+            self._due(self.agenda, now)
             while todo and self.requests[todo[0]]["arrival_s"] <= now + self.instant_s:
                 i = todo.popleft()
                 if self.layerwise:
@@ -160,12 +162,15 @@ class PushCase(Case):
             for e in self.engines:
                 if e in booked or not e.in_flight:
                     e.plan(now, keep_steps)
-                self._due(now)  # a prompt that begins asks before its decode engine plans
+            asked = self._due(self.begins, now)
 
-    def _due(self, now: float) -> None:
-        while self.agenda and self.agenda[0][0] <= now + self.instant_s:
-            at, _, action = heapq.heappop(self.agenda)
+    def _due(self, queue: list[tuple[float, int, Callable[[float], None]]], now: float) -> bool:
+        """Do what is due; whether there was anything."""
+        found = bool(queue) and queue[0][0] <= now + self.instant_s
+        while queue and queue[0][0] <= now + self.instant_s:
+            at, _, action = heapq.heappop(queue)
             action(at)
+        return found
 
 
 def run_push(

@@ -63,6 +63,7 @@ class Handover:
     _has_turn: dict[int, int] = field(default_factory=dict)
     _moving: dict[int, int] = field(default_factory=dict)
     _given_up: set[int] = field(default_factory=set)
+    _let_plan: dict[int, float] = field(default_factory=dict)
     _ready: dict[int, float] = field(default_factory=dict)
     levels: Counter[str] = field(default_factory=Counter)  # chunks sent at each level
 
@@ -137,6 +138,12 @@ class Handover:
         worker = rooms.choose_decode(row, now)
         rooms.decode_worker[row] = worker.index
         return worker
+
+    def let_plan(self, worker: Worker, now: float) -> None:
+        """Have an engine plan what it plans in this instant, before it hears of what another one's planning brings."""
+        if now - self._let_plan.get(worker.index, -1.0) >= INSTANT_S:
+            self._let_plan[worker.index] = now
+            worker.catch_up(now + 2 * INSTANT_S)
 
     def later(self, row: int, at: float, action: Moment) -> None:
         """Do something at a moment, unless the request has been given up by then."""
@@ -225,8 +232,7 @@ class Handover:
         source = self.rooms.workers[int(self.rooms.prefill_worker[row])]
         began = max(float(self.columns.read_start_s[row]), float(self.columns.prompt_done_s[row]))
         if now - began < INSTANT_S:
-            # begun and over within an instant's planning: what the engine plans in it does not know of it yet
-            source.catch_up(now + 2 * INSTANT_S)
+            source.catch_up(now + 2 * INSTANT_S)  # begun and over in an instant: its planning does not know of it yet
         self._free_source(row, now)
 
     def target_done(self, row: int, now: float) -> None:

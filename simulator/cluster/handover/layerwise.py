@@ -46,6 +46,7 @@ class Layerwise(Streaming):
             self.choose(row, now)
             self.later(row, ready, partial(self.ask_now, row))
         else:
+            self.let_plan(self.choose(row, now), now)
             self.ask_now(row, now)
 
     def receive(self, row: int, dst: int, now: float) -> None:

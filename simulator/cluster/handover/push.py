@@ -28,7 +28,9 @@ class Push(Streaming):
     def receive(self, row: int, dst: int, now: float) -> None:
         columns = self.columns
         columns.wait_before_s[row] = now - columns.entered_s[row] - columns.host_before_s[row]
-        super().begin(row, self.rooms.workers[int(self.rooms.prefill_worker[row])], now)
+        source = self.rooms.workers[int(self.rooms.prefill_worker[row])]
+        self.let_plan(source, now)
+        super().begin(row, source, now)
 
     def chunk(self, row: int, tokens: int, start_s: float, end_s: float) -> None:
         if tokens < self.rooms.input_tokens[row]:
