@@ -20,7 +20,8 @@ _FACTORS = {
 
 def verdict(document: Mapping[str, Any]) -> str:
     """Which cluster; does disaggregation pay, by how much, how sure; what would turn it."""
-    return " ".join(part for part in (_answer(document), _pays(document), _turns(document)) if part)
+    parts = (_answer(document), _pays(document), _turns(document), _model_error(document["answer"]))
+    return " ".join(part for part in parts if part)
 
 
 def _answer(document: Mapping[str, Any]) -> str:
@@ -64,6 +65,18 @@ def _turns(document: Mapping[str, Any]) -> str:
         return "Nothing in the sensitivity table turns this."
     told = [f"{_FACTORS[row['factor']]} x {row['times']:g} ({_shown(row['ratio'])})" for row in turned]
     return f"This would turn with: {', '.join(told)}."
+
+
+def _model_error(answer: Mapping[str, Any]) -> str:
+    """How far such forecasts were off where they could be checked: not part of any interval above."""
+    error = answer["model_error"]
+    if not error:
+        return ""
+    ttft, tpot = (error[f"{name}_percent"]["p50"] for name in ("ttft", "tpot"))
+    return (
+        "Intervals are sampling alone; the simulator itself was off by "
+        f"{figures(ttft)} % in TTFT and {figures(tpot)} % in TPOT (medians) where such runs were measured."
+    )
 
 
 def _shown(ratio: float | None) -> str:

@@ -264,12 +264,13 @@ def _row(candidate: Candidate, scores: Scores | None, capacity: Capacity | None,
     """A candidate as plain values; figures are means over replications, at the rate or the evaluated one below it."""
     carries = None if capacity is None else capacity.rate
     figures: dict[str, Any] = dict.fromkeys(("attainment", "ttft_p99_s", "tpot_p99_s", "e2e_p99_s"))
-    figures |= dict.fromkeys(("usd_per_million_tokens", "joules_per_token"))
+    figures |= dict.fromkeys(("usd_per_million_tokens", "joules_per_token", "model_error"))
     if scores is not None:
         figures = {"attainment": scores.mean}
         figures |= {f"{name}_p99_s": scores.figure(f"{name}_s", "p99") for name in ("ttft", "tpot", "e2e")}
         figures["usd_per_million_tokens"] = scores.figure("cost", "usd_per_million_tokens")
         figures["joules_per_token"] = scores.figure("energy", "joules_per_token")
+        figures["model_error"] = scores.entries[0].get("model_error")
     return {
         "name": candidate.name,
         "kind": candidate.kind,
