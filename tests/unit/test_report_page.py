@@ -15,6 +15,7 @@ from page_runs import HOSTILE, small_comparison
 from report_runs import busy_run
 
 from simulator.api import Comparison, Result, Terms
+from simulator.cluster.result import TTFT_PARTS
 from simulator.metrics.slo import SLO
 from simulator.metrics.wording import percent, seconds
 from simulator.planning.around import Around
@@ -211,6 +212,16 @@ def test_model_error_is_drawn_and_told(tmp_path):
     )
     assert "Far from everything measured: GPU <b>." in words
     assert json.loads(page.scripts[1])["errors"] == [{}, {"ttft": 1.14, "tpot": 1.14, "e2e": 2.6}]
+
+
+def test_every_part_of_the_first_token_has_its_colour(made):
+    style = made[1].scripts[0]
+    for part in TTFT_PARTS:
+        name = f"part-{part.replace('_', '-')}"
+        assert style.count(f"--{name}:") == 2, f"{name}: a colour for light and one for dark"
+        assert f".{name} " in style
+    used = {a["class"] for a in made[1].all("i")}
+    assert {"part-queue", "part-prefill", "part-kv-transfer", "part-decode-admission"} <= used
 
 
 def test_a_budget_of_nothing_runs_nothing():

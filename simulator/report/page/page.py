@@ -131,6 +131,7 @@ def _sections(material: Material) -> Mapping[str, Any]:
         "e2e": "End to end",
         "itl": "Between two tokens",
     }
+    parts = _part_rows(material)
     return {
         "table": table,
         "entries": entries,
@@ -139,8 +140,8 @@ def _sections(material: Material) -> Mapping[str, Any]:
         "curve": material.curve,
         "curve_rows": _curve_rows(material),
         "knee_words": words.knees(material),
-        "part_names": SHORT_PARTS,
-        "part_rows": _part_rows(material),
+        "part_names": {name: label for name, label in SHORT_PARTS.items() if any(row["parts"][name] for row in parts)},
+        "part_rows": parts,
         "parts_words": words.parts(material),
         "load_rows": _load_rows(material),
         "map": material.map,
