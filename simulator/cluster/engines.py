@@ -55,6 +55,8 @@ class Engine:
     after_s: float
     memory: MemorySum | None
     warnings: tuple[str, ...]
+    frontend_request_s: float = 0.0
+    frontend_token_s: float = 0.0
 
     @property
     def sequences(self) -> int:
@@ -221,7 +223,16 @@ def _with_costs(engine: Engine, topology: Topology, pool: PoolPart) -> Engine:
     costs = costs.on_host(engine.gpu.host_speed)
     before = costs.frontend_s if front.before_s is None else front.before_s
     after = costs.detokenise_s if front.after_s is None else front.after_s
-    return replace(engine, step_cost=cost, before_s=before, after_s=after)
+    if front.before_s is not None:  # a front end of the topology's own: nobody waits there
+        return replace(engine, step_cost=cost, before_s=before, after_s=after)
+    return replace(
+        engine,
+        step_cost=cost,
+        before_s=before,
+        after_s=after,
+        frontend_request_s=costs.frontend_request_s,
+        frontend_token_s=costs.frontend_token_s,
+    )
 
 
 def _largest_step(engine: Engine) -> int:
@@ -233,7 +244,8 @@ def _costs(profile: EngineProfile, settings: Mapping[str, Value]) -> EngineCosts
     """The profile's host costs, with what the settings change in them."""
     if not profile.costs:
         raise TopologyError(f"{profile.source}: key 'costs' is missing; without it give step_time")
-    costs = engine_costs(profile.name, dict(profile.costs), f"{profile.source}: costs")
+    experts = str(settings.get("moe_backend", ""))
+    costs = engine_costs(profile.name, dict(profile.costs), f"{profile.source}: costs", experts)
     if profile.family.name in _OVERLAP:
         costs = replace(costs, overlap=bool(settings[_OVERLAP[profile.family.name]]))
     if settings.get("enforce_eager"):

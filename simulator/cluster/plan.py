@@ -45,6 +45,8 @@ class WorkerPlan:
     step_cost: StepCostTable
     frontend_before_s: float
     frontend_after_s: float
+    frontend_request_s: float = 0.0
+    frontend_token_s: float = 0.0
     node: int = -1
     memory: MemorySum | None = None
 

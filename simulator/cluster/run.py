@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from simulator.cluster.cache.caches import Caches
 from simulator.cluster.changes import follow
 from simulator.cluster.dispatch import Dispatcher, is_tracking
+from simulator.cluster.frontdesk import FrontDesk
 from simulator.cluster.handover import Handover, HandoverColumns, Rooms, protocol
 from simulator.cluster.limits import LimitError, Limits, Watch
 from simulator.cluster.plan import ClusterPlan, WorkerPlan
@@ -74,7 +75,11 @@ class Cluster:
         self.handover = self._handover()
         self._check_fit()
         self._sent = 0
-        self.source = LoadSource(self.clock, *self._first_arrivals(), self.enter)
+        self.desk_in = FrontDesk(self.entry_before_s, *self._entry_work(), self._tokens_sent)
+        moments, first = self._first_arrivals()
+        self.source = LoadSource(self.clock, *((moments, first) if not self.desk_in.queues else ([], [])), self.enter)
+        if self.desk_in.queues:
+            self.door = LoadSource(self.clock, moments, first, self._send)
 
     def run(self) -> None:
         """Until every request is done; then every engine is brought to its end. Or until a limit is reached."""
@@ -183,12 +188,17 @@ class Cluster:
     def _send(self, row: int, now: float) -> None:
         """A client sends; the front end works on it before an engine sees it."""
         self.arrival_s[row] = now
-        self.source.add(row, now + self.entry_before_s)
+        self.source.add(row, self.desk_in.leaves_s(now))
+
+    def _tokens_sent(self) -> int:
+        """Output tokens of all engines so far."""
+        return sum(worker.engine.totals().decode_tokens for worker in self.workers)
 
     # Setting up
 
     def _first_arrivals(self) -> tuple[list[float], list[int]]:
-        """Moments at which the requests that wait for no other leave the front end, in order, and their rows."""
+        """Moments at which the requests that wait for no other leave the front end (or reach it, where they can queue
+        there), in order, and their rows."""
         rows = np.arange(len(self.trace))
         if self._follows:
             rows = rows[~np.isin(rows, list(self._follows.values()))]
@@ -196,8 +206,14 @@ class Cluster:
             self._queue = rows[self._clients :][::-1].tolist()
             rows = rows[: self._clients]
             self.arrival_s[rows] = 0.0
-        moments = self.arrival_s[rows] + self.entry_before_s
+        moments = self.arrival_s[rows] + (0.0 if self.desk_in.queues else self.entry_before_s)
         return moments.tolist(), rows.tolist()
+
+    def _entry_work(self) -> tuple[float, float]:
+        """The front end's work for a request and for a token; none where engines have front ends of their own."""
+        entry = next(w for w in self.plan.workers if w.role != "decode")
+        alone = len(self.plan.workers) == 1
+        return (entry.frontend_request_s, entry.frontend_token_s) if alone else (0.0, 0.0)
 
     def _worker(self, plan: WorkerPlan, content: object, chained: bool) -> Worker:
         transfer, cache = self.plan.transfer, self.plan.cache
@@ -216,7 +232,11 @@ class Cluster:
             tell_chunks=transfer is not None and protocol(transfer.mode, transfer.landing).tells_chunks,
             logging=self.options.logging or self.options.slo_itl,
             macro=self.options.macro,
-            extra={"max_output_tokens": self.max_output_tokens, "read_post_s": self._read_post_s(plan.index)},
+            extra={
+                "max_output_tokens": self.max_output_tokens,
+                "read_post_s": self._read_post_s(plan.index),
+                "ranks": plan.parallel.dp,
+            },
         )
         engine = Engine(spec, content, self.desk.record)
         return Worker(self.clock, plan.index, engine, prefill_rate(plan.step_cost, plan.max_step_tokens), self.hear)

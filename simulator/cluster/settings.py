@@ -142,6 +142,13 @@ SGLANG = Family(
         Setting("page_size", 1, "tokens", "tokens of one KV page", 1),
         Setting("overlap", True, "", "plan the next step while the running one runs"),
         Setting(
+            "scheduler_recv_interval",
+            1,
+            "decode steps",
+            "between two looks for new requests; after a step with prompts and when idle it looks at once",
+            1,
+        ),
+        Setting(
             "mem_fraction_static",
             0.0,
             "share of GPU memory",
@@ -204,6 +211,38 @@ TENSORRT_LLM = Family(
         Setting("tokens_per_block", 32, "tokens", "tokens of one KV block", 1),
         Setting("enable_block_reuse", True, "", "keep the KV blocks of finished requests for prompts that begin alike"),
         Setting("overlap_scheduler", True, "", "plan the next step while the running one runs"),
+        Setting(
+            "batch_wait_timeout_iters",
+            0,
+            "steps",
+            "for which prompts wait for company while others generate, at most",
+            0,
+        ),
+        Setting(
+            "batch_wait_max_tokens_ratio",
+            0.0,
+            "share of max_num_tokens",
+            "tokens of a step at which prompts wait no longer",
+            0.0,
+            1.0,
+        ),
+        Setting(
+            "attention_dp_enable_balance",
+            False,
+            "",
+            "with attention data parallelism, prompts wait until every rank has one (attention_dp_config)",
+        ),
+        Setting("attention_dp_timeout_iters", 50, "steps", "for which they wait so, at most", 1),
+        Setting(
+            "attention_dp_batching_wait_iters", 0, "steps", "for which they go on waiting once every rank has one", 0
+        ),
+        Setting(
+            "moe_backend",
+            "AUTO",
+            "",
+            "kernels of routed experts (moe_config.backend); AUTO takes those of the profile",
+            choices=("AUTO", "CUTLASS", "TRTLLM", "DEEPGEMM", "TRITON", "WIDEEP"),
+        ),
         Setting("max_tokens", FROM_MEMORY, "tokens", "KV tokens; 0 fills the memory", 0),
         Setting("stream_interval", 1, "tokens", "tokens gathered before they are sent to the client", 1),
         Setting(

@@ -29,6 +29,15 @@ class ExpertsFile(Schema):
     drift: float = Field(ge=0, le=4, default=0.0)
 
 
+class ExpertBackend(Schema):
+    """One way of an engine to run routed experts: what differs from its own."""
+
+    expert_kernels: str = ""
+    expert_routing_s: HostSeconds = 0.0
+    eager_moe_layer_s: HostSeconds | None = None
+    source: str
+
+
 class CostsFile(Schema):
     """The ``costs`` mapping of an engine profile. Seconds are host seconds; each is the same for every deployment."""
 
@@ -49,14 +58,17 @@ class CostsFile(Schema):
     eager_mla_layer_s: HostSeconds = 0.0
     frontend_s: HostSeconds
     detokenise_s: HostSeconds
+    frontend_request_s: HostSeconds = 0.0
+    frontend_token_s: HostSeconds = 0.0
     decode_graph_sizes: tuple[int, ...] = ()
     fused_quantisation: bool = False
     fused_norm_all_reduce: bool = False
     all_reduce: str
     expert_all_to_all: Literal["all_gather", "deepep"] = "all_gather"
-    routing: Literal["balanced", "skewed"] = "balanced"
+    routing: Literal["balanced", "skewed", "by_groups"] = "balanced"
     decode_routing: Literal["independent", "identical"] = "independent"
     experts: ExpertsFile = ExpertsFile()
+    expert_backends: dict[str, ExpertBackend] = Field(default_factory=dict)
     sources: dict[str, str]
 
 
@@ -66,23 +78,26 @@ class EngineCosts:
 
     ``kernels``: whose measured kernels it runs (vllm, sglang, trtllm). ``overlap``: host work of a step is hidden
     behind the GPU work of the one before (asynchronous scheduling). ``host_step_s``, ``host_seq_s``: host work of a
-    step and of each sequence in it (scheduling, inputs, outputs). ``step_gap_s``, ``seq_gap_s``: what no overlap hides.
-    ``mixed_step_s``, ``mixed_layer_s``: host time to launch a step with prefill tokens, whose kernels are not one
-    CUDA graph: a floor under its GPU time. ``mixed_gap_s``: what such a step takes more than its GPU work.
+    step and of each sequence in it (scheduling, inputs, outputs). ``step_gap_s``, ``seq_gap_s``: what no overlap
+    hides. ``mixed_step_s``, ``mixed_layer_s``: host time to launch a step with prefill tokens, whose kernels are not
+    one CUDA graph: a floor under its GPU time. ``mixed_gap_s``: what such a step takes more than its GPU work.
     ``mixed_graph_tokens``: steps of more tokens launch every kernel on its own (0: they always do, or the floor above
     says it all), at host seconds of ``eager_layer_s`` a layer, ``eager_moe_layer_s`` more with routed experts (Triton
     kernels; those of one call take less) and ``eager_mla_layer_s`` more with MLA. ``launch_ahead``: with overlap, one
     with prefill tokens is launched while the one before it runs, whose tokens are handed out only afterwards, and
     ``mixed_step_s`` is what goes by before its first kernel; without, launching is a floor under the step's own time.
-    ``launch_jitter``: share of such a launch that is exponentially distributed.
-    ``frontend_s``: per request before it is first scheduled; ``detokenise_s``: from a token's step to the client.
+    ``launch_jitter``: share of such a launch that is exponentially distributed. ``frontend_s``: per request before it
+    is first scheduled; ``detokenise_s``: from a token's step to the client. ``frontend_request_s``,
+    ``frontend_token_s``: of these, the work of one process for a request and for a token, which others wait for.
     ``decode_graph_sizes``: batch sizes a pure decode step is padded to. ``fused_quantisation``: activations are
     quantised inside the kernel before, not by a pass of their own (but for fp8_block, which always has one).
     ``fused_norm_all_reduce``: the norm after an all-reduce is part of it. ``all_reduce``: whose all-reduce it runs
     (rows of the collective tables). ``expert_all_to_all``: all_gather, deepep. ``routing``: balanced or skewed (power
-    law 1.2), rows of the expert tables. ``decode_routing``: identical where all decoding sequences choose the same
-    experts, as they do when random weights make them repeat one token. ``experts``: how routed experts are spread over
-    many GPUs.
+    law 1.2), rows of the expert tables, or by_groups: skewed for models whose router chooses among groups of experts.
+    ``decode_routing``: identical where all decoding sequences choose the same experts, as they do when random weights
+    make them repeat one token. ``experts``: how routed experts are spread over many GPUs. ``expert_kernels``: whose
+    rows of the expert tables it runs, where they are not those of ``kernels``; ``expert_routing_s``: GPU seconds of a
+    layer for sorting tokens by expert, beside what those rows hold.
     """
 
     name: str
@@ -111,6 +126,10 @@ class EngineCosts:
     routing: str
     decode_routing: str
     experts: ExpertParallelism = field(default_factory=ExpertParallelism)
+    frontend_request_s: float = 0.0
+    frontend_token_s: float = 0.0
+    expert_kernels: str = ""
+    expert_routing_s: float = 0.0
 
     def on_host(self, speed: float | None) -> EngineCosts:
         """The same engine on a host that runs one thread ``speed`` times as fast as the one beside an H100 (None: as
@@ -161,8 +180,11 @@ def load_engine_costs(name_or_path: str | Path) -> EngineCosts:
     return engine_costs(path.stem, data, f"{path}: costs")
 
 
-def engine_costs(name: str, data: Mapping[str, Any], place: str) -> EngineCosts:
-    """EngineCosts of a ``costs`` mapping (that of a shipped profile, merged with what it extends)."""
+def engine_costs(name: str, data: Mapping[str, Any], place: str, expert_backend: str = "") -> EngineCosts:
+    """EngineCosts of a ``costs`` mapping (that of a shipped profile, merged with what it extends).
+
+    ``expert_backend``: one of its ``expert_backends``; a name it does not list runs its own kernels.
+    """
     parsed = check(CostsFile, dict(data), place, TopologyError)
     stated = set(CostsFile.model_fields) - {"sources"}
     for key in parsed.sources:
@@ -171,4 +193,7 @@ def engine_costs(name: str, data: Mapping[str, Any], place: str) -> EngineCosts:
     values: dict[str, Any] = {f.name: getattr(parsed, f.name) for f in fields(EngineCosts) if hasattr(parsed, f.name)}
     values["decode_graph_sizes"] = tuple(sorted(parsed.decode_graph_sizes))
     values["experts"] = ExpertParallelism(**parsed.experts.model_dump())
+    if expert_backend in parsed.expert_backends:
+        backend = parsed.expert_backends[expert_backend].model_dump(exclude={"source"}, exclude_none=True)
+        values.update(backend)
     return EngineCosts(name=name, **values)

@@ -117,3 +117,9 @@ def grouped_experts_time(
     fixed = np.broadcast_to(np.asarray(kernel["t0_s"]), np.shape(compute)).astype(np.float64)
     seconds = fixed + p_norm(compute, read, kernel["p"]) + moved
     return Time(seconds, compute, read + moved, fixed, flops, weights + passed)
+
+
+def fixed_time(seconds: float, counts: ArrayLike) -> Time:
+    """A time that no count changes, in the shape of ``counts``."""
+    whole = np.full(np.shape(counts), seconds)
+    return Time(whole, 0.0 * whole, 0.0 * whole, whole, 0.0 * whole, 0.0 * whole)

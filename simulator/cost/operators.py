@@ -12,7 +12,7 @@ from simulator.cost import collectives
 from simulator.cost.attention import Attention
 from simulator.cost.deepep import WAYS, ExpertExchange
 from simulator.cost.engine_costs import EngineCosts
-from simulator.cost.experts import grouped_experts_time
+from simulator.cost.experts import fixed_time, grouped_experts_time
 from simulator.cost.kernels import Kernel, Kernels, at_least_one, gemm_format, kernels_of, nearest_formats
 from simulator.cost.roofline import Floats, GemmFormat, MoeShape, Time, active_experts, gemm_time, moe_time, stream_time
 from simulator.hardware.gpu import Gpu
@@ -30,13 +30,15 @@ SAMPLING_BYTES = 2.0 + 2.0 + 4.0 + 4.0
 class Operator:
     """One kernel of a step. ``time`` maps counts of tokens (or sequences) in the whole engine to one launch's time on
     one GPU; it runs ``launches`` times a step. ``busy``: of an exchange that another micro-batch may hide, the seconds
-    of computation one launch still costs; None for everything else."""
+    of computation one launch still costs; None for everything else. ``shared``: all ranks' tokens are in it, whosever
+    they are (experts)."""
 
     name: str
     launches: float
     time: Callable[[Floats], Time]
     origin: str
     busy: Callable[[Floats], Floats] | None = None
+    shared: bool = False
 
     def total(self, counts: Floats) -> Time:
         """All launches of a step; nothing for a count of zero."""
@@ -191,6 +193,9 @@ class Step:
         yield self.stream("top-k of the router", layers, 2 * moe.experts * 4.0)
         if moe.shared_width:
             yield from self._mlp("shared experts", layers, moe.shared_width)
+        if self.costs.expert_routing_s:
+            place = f"engine profile {self.costs.name}"
+            yield Operator("sorting by expert", layers, lambda t: fixed_time(self.costs.expert_routing_s, t), place)
         if self.deepep and self.costs.experts.grouped:
             yield self._grouped_experts(layers)
         else:
@@ -209,10 +214,17 @@ class Step:
         local = moe.experts / gpus if whole else moe.experts
         return MoeShape(m.hidden, width, moe.experts, local, moe.top_k, 3.0 if m.gated else 2.0)
 
+    @cached_property
+    def routing(self) -> str:
+        """Rows of the expert tables: balanced or skewed."""
+        if self.costs.routing != "by_groups":
+            return self.costs.routing
+        return "skewed" if self.model.moe is not None and self.model.moe.groups > 1 else "balanced"
+
     def _experts_kernel(self) -> tuple[Kernel, GemmFormat]:
         kind, form = gemm_format(self.gpu, self.precision.weights, self.precision.gemm_arithmetic, experts=True)
-        names = [f"{f}-{self.costs.routing}" for f in nearest_formats(kind)]
-        return self.kernels.find("moe", self.costs.kernels, *names), form
+        names = [f"{f}-{self.routing}" for f in nearest_formats(kind)]
+        return self.kernels.find("moe", self.costs.expert_kernels or self.costs.kernels, *names), form
 
     def eager_launch_s(self) -> float:
         """Host seconds to launch a step kernel by kernel."""
@@ -232,13 +244,13 @@ class Step:
 
         def time(tokens: Floats) -> Time:
             chosen = np.minimum(tokens, 1.0) if identical else tokens
-            active = active_experts(shape, chosen, None if self.costs.routing == "balanced" else 1.0)
+            active = active_experts(shape, chosen, None if self.routing == "balanced" else 1.0)
             return kernel.apply(moe_time(self.gpu, kernel.parameters, form, shape, (tokens, active)), key, tokens)
 
         origin = kernel.origin(key)
         if form.weight_bytes < BF16 and form.arithmetic == "bf16":
             origin = f"derived: {kernel.name} with {self.precision.weights} weights widened in registers"
-        return Operator("experts", layers, time, origin)
+        return Operator("experts", layers, time, origin, shared=True)
 
     @property
     def deepep(self) -> bool:
@@ -270,7 +282,7 @@ class Step:
             active = active_experts(shape, tokens) / shape.local_experts * slots
             return grouped_experts_time(self.gpu, kernel.parameters, form, shape, (rows, active))
 
-        return Operator("experts", layers, time, kernel.origin())
+        return Operator("experts", layers, time, kernel.origin(), shared=True)
 
     def _deepep(self, layers: int, *, low_latency: bool) -> Iterator[Operator]:
         """Dispatch and combine. Inside one NVLink domain the measured table, where this GPU has one."""
@@ -290,7 +302,7 @@ class Step:
             def busy(tokens: Floats, found: ExpertExchange = found) -> Floats:
                 return found.busy_seconds(self.local(tokens), self.expert_load(tokens))
 
-            yield Operator(f"expert {way}", layers, time, found.origin(), busy)
+            yield Operator(f"expert {way}", layers, time, found.origin(), busy, shared=True)
 
     def _measured_exchange(self, layers: int, found: ExpertExchange, table: Kernel) -> Operator:
         measured = collectives.ExpertExchange(self.gpu, found.ranks, self.model.hidden, found.moe, table, found.way)
@@ -303,7 +315,7 @@ class Step:
             result: Floats = time(tokens).seconds * lost
             return result
 
-        return Operator(f"expert {found.way}", layers, time, measured.origin(), busy)
+        return Operator(f"expert {found.way}", layers, time, measured.origin(), busy, shared=True)
 
     def _exchange(self, layers: int) -> Iterator[Operator]:
         """Tokens of all attention ranks to all experts and back."""
@@ -314,7 +326,7 @@ class Step:
             def time(tokens: Floats, way: collectives.Collective = way) -> Time:
                 return way.time(collectives.message_bytes(tokens, m.hidden))
 
-            yield Operator(name, layers, time, way.origin())
+            yield Operator(name, layers, time, way.origin(), shared=True)
 
     # -- the whole step --------------------------------------------------------------------------------------------
 

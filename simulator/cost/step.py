@@ -8,22 +8,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from simulator.cost.engine_costs import EngineCosts
 from simulator.cost.kernels import at_least_one
+from simulator.cost.knots import CHUNK_RATIO, at_all_counts, context_knots, past_knots, spaced
 from simulator.cost.operators import Operator, Step
 from simulator.cost.roofline import Floats, Time
 from simulator.cost.table import StepCostTable
 from simulator.hardware.gpu import Gpu
 from simulator.models.model import Model
 from simulator.models.precision import Parallel, Precision
-
-#: Ratio of neighbouring knots. Prefill attention grows with the square of a chunk, and a straight line between knots a
-#: ratio r apart is (r - 1)^2 / (4 r) off at most: 0.3 % at 1.12.
-CHUNK_RATIO, PAST_RATIO, CONTEXT_RATIO = 1.12, 1.12, 1.2
-#: Counts past this are read from every ``STRIDE``-th one and joined by straight lines.
-DENSE_COUNTS, STRIDE = 8192, 8
 
 
 @dataclass(frozen=True)
@@ -113,6 +108,35 @@ def _mixed_gpu(step: Step, tokens: Floats) -> Floats:
     return np.where(tokens > 0, total, 0.0)
 
 
+def _mixed_slack(step: Step, tokens: Floats) -> Floats:
+    """How much longer the host takes to launch a step with prefill tokens than the GPU to do the work."""
+    if step.costs.launch_ahead:
+        return np.zeros(tokens.shape)
+    total = np.maximum(*_shared(step, step.token_operators, tokens)) + step.attention.chunk_launch_s()
+    return np.where(tokens > 0, np.maximum(_eager_launch(step, tokens) - total, 0.0), 0.0)
+
+
+def _rank_gpu(step: Step, tokens: Floats) -> Floats:
+    """GPU seconds of what a data-parallel rank does alone, for ``tokens`` of its own."""
+    return _sum((op for op in step.token_operators if not op.shared), tokens * step.parallel.dp)
+
+
+def _fullest_rank_gpu(step: Step, chunks: Sequence[tuple[int, int]], seqs: int) -> Floats:
+    """How much longer the fullest rank computes than an even share would take, beside attention."""
+    new, ranks = sum(new for new, _ in chunks), step.parallel.dp
+    full = np.ceil(np.array([(seqs + new * _fullest_rank(step, len(chunks))) / ranks]))
+    even = np.ceil(np.array([(seqs + new) / ranks]))
+    slack = _mixed_slack(step, np.array([float(seqs + new)]))
+    longer: Floats = np.maximum(_rank_gpu(step, full) - _rank_gpu(step, even) - slack, 0.0)
+    return longer
+
+
+def _fullest_rank(step: Step, chunks: int) -> float:
+    """Prompt tokens of the data-parallel rank that holds most of ``chunks`` chunks, over its even share."""
+    ranks = step.parallel.dp
+    return ranks * -(-chunks // ranks) / chunks
+
+
 def _eager_launch(step: Step, tokens: Floats) -> Floats:
     """Host seconds to launch a step kernel by kernel; nothing while it fits in CUDA graphs."""
     return np.where(step.local(tokens) > step.costs.mixed_graph_tokens, step.eager_launch_s(), 0.0)
@@ -151,41 +175,15 @@ def mixed_step_seconds(step: Step, chunks: Sequence[tuple[int, int]], seqs: int 
     gpu = _mixed_gpu(step, tokens)
     if seqs:
         gpu = gpu + step.attention.decode_seconds(np.array([float(seqs)]), context / seqs)
+    uneven = _fullest_rank(step, len(chunks))
+    if uneven > 1.0:
+        gpu = gpu + _fullest_rank_gpu(step, chunks, seqs)
     for new, past in chunks:
-        gpu = gpu + step.attention.chunk_seconds(np.array([float(new)]), np.array([float(past)]))
+        gpu = gpu + step.attention.chunk_seconds(np.array([float(new)]), np.array([float(past)])) * uneven
     count = np.array([float(seqs + len(chunks))])
     host = _hosts(step, count, mixed=True)
     alone = np.maximum(gpu, host.floor_s) + host.add_s + _sum(step.sequence_operators, count)
     return float(np.maximum(alone + _prepare_s(step.costs), _launch_ahead(step, tokens))[0])
-
-
-def _spaced(first: float, last: float, ratio: float) -> NDArray[np.float64]:
-    """Whole numbers from 0, 1 and ``first`` to at least ``last``, about ``ratio`` apart."""
-    count = int(np.ceil(np.log(max(last, first * 2) / first) / np.log(ratio))) + 1
-    return np.unique(np.r_[0.0, 1.0, np.round(first * ratio ** np.arange(count))])
-
-
-def _at_all_counts(evaluate: object, top: int) -> Floats:
-    """``evaluate`` at every count up to ``top``; beyond ``DENSE_COUNTS`` at strides, and straight lines between."""
-    assert callable(evaluate)
-    dense = np.arange(min(top, DENSE_COUNTS) + 1, dtype=np.float64)
-    if top <= DENSE_COUNTS:
-        return np.asarray(evaluate(dense), dtype=np.float64)
-    sparse = np.arange(DENSE_COUNTS, top + STRIDE, STRIDE, dtype=np.float64)
-    knots = np.r_[dense, sparse[1:]]
-    return np.interp(np.arange(top + 1, dtype=np.float64), knots, np.asarray(evaluate(knots), dtype=np.float64))
-
-
-def _context_knots(step: Step, max_context: int) -> Floats:
-    edges = [w - 1.0 for w, _ in step.attention.layers if w]
-    measured = step.attention.decode_kernel.counts() - 1.0
-    edges += measured[measured < max_context].tolist()
-    return np.unique(np.r_[_spaced(32.0, max_context, CONTEXT_RATIO), edges, max_context])
-
-
-def _past_knots(step: Step, max_context: int) -> Floats:
-    edges = [float(w) for w, _ in step.attention.layers if w]
-    return np.unique(np.r_[_spaced(64.0, max_context, PAST_RATIO), edges])
 
 
 def build_step_cost(
@@ -227,19 +225,21 @@ class _Key:
 def _build(key: _Key) -> StepCostTable:
     step = Step(key.model, key.gpu, key.precision, key.parallel, key.costs)
     seqs = np.arange(key.max_seqs + 1, dtype=np.float64)
-    contexts = _context_knots(step, key.max_context)
-    new, past = _spaced(8.0, key.max_tokens, CHUNK_RATIO), _past_knots(step, key.max_context)
+    contexts = context_knots(step, key.max_context)
+    new, past = spaced(8.0, key.max_tokens, CHUNK_RATIO), past_knots(step, key.max_context)
     decode_s, beside_s = _decode_gpu(step, seqs)
     decode_host, mixed_host = _hosts(step, seqs, mixed=False), _hosts(step, seqs, mixed=True)
+    most = key.max_tokens + key.max_seqs
+    apart = key.parallel.dp > 1  # attention's ranks need not have equal shares
     return StepCostTable(
         affine=False,
         decode_s=decode_s,
         decode_floor_s=np.maximum(decode_host.floor_s, beside_s),
         decode_add_s=decode_host.add_s,
-        mixed_s=_at_all_counts(lambda tokens: _mixed_gpu(step, tokens), key.max_tokens + key.max_seqs),
+        mixed_s=at_all_counts(lambda tokens: _mixed_gpu(step, tokens), most),
         mixed_floor_s=mixed_host.floor_s,
         mixed_add_s=mixed_host.add_s + _sum(step.sequence_operators, seqs),
-        mixed_launch_s=_at_all_counts(lambda tokens: _launch_ahead(step, tokens), key.max_tokens + key.max_seqs),
+        mixed_launch_s=at_all_counts(lambda tokens: _launch_ahead(step, tokens), key.max_tokens + key.max_seqs),
         mixed_prepare_s=_prepare_s(key.costs),
         launch_jitter=key.costs.launch_jitter,
         context_knots=contexts,
@@ -247,6 +247,9 @@ def _build(key: _Key) -> StepCostTable:
         chunk_new_knots=new,
         chunk_past_knots=past,
         chunk_attention_s=step.attention.chunk_seconds(new[:, None], past[None, :]),
+        ranks=key.parallel.dp,
+        mixed_rank_s=at_all_counts(lambda tokens: _rank_gpu(step, tokens), most) if apart else np.zeros(2),
+        mixed_slack_s=at_all_counts(lambda tokens: _mixed_slack(step, tokens), most) if apart else np.zeros(2),
     )
 
 
@@ -292,6 +295,18 @@ def _launch_lines(step: Step, tokens: float, gpu_s: float) -> list[OperatorCost]
         place = f"engine profile {step.costs.name}"
         lines.append(OperatorCost("launching kernel by kernel", layers, wait_s, "host", 0.0, 0.0, place))
     return lines
+
+
+def _uneven_lines(step: Step, chunks: Sequence[tuple[int, int]], seqs: int) -> list[OperatorCost]:
+    """What the data-parallel ranks with fewer prompts wait for the fullest one."""
+    uneven = _fullest_rank(step, len(chunks))
+    if uneven <= 1.0:
+        return []
+    wait = _fullest_rank_gpu(step, chunks, seqs)
+    for own, past in chunks:
+        wait = wait + step.attention.chunk_seconds(np.array([float(own)]), np.array([float(past)])) * (uneven - 1.0)
+    place = f"derived: {len(chunks)} prompts on {step.parallel.dp} data-parallel ranks"
+    return [OperatorCost("waiting for the fullest rank", 1, float(wait[0]), "compute", 0.0, 0.0, place)]
 
 
 def _attention_line(name: str, layers: int, time: Time, origin: str) -> OperatorCost:
@@ -347,6 +362,7 @@ def explain_step(
     lines = _operator_lines(step, operators, tokens, beside_s)
     if mixed:
         attention += _launch_lines(step, tokens, sum(line.seconds for line in lines))
+        attention += _uneven_lines(step, prefill, seqs)
     lines += attention
     gpu_s = sum(line.seconds for line in (lines if mixed else lines + head))
     host = _hosts(step, count, mixed=mixed)

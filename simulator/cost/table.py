@@ -6,6 +6,7 @@ look-up and one linear interpolation a step. Decode time is affine in the summed
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,6 +39,13 @@ class StepCostTable:
     linear between knots, and beyond the last two. ``chunk_attention_s[i, j]``: prefill attention (all layers) of
     ``chunk_new_knots[i]`` new tokens over ``chunk_past_knots[j]`` earlier ones; bilinear, in sqrt-free plain counts.
     Counts above an array's end are extrapolated linearly from its last two entries.
+
+    ``ranks`` over 1: attention is data-parallel, and a prompt is computed by one rank. All times above are those of
+    tokens shared out evenly; with c chunks on r ranks the fullest rank holds ceil(c / r) of them, that is
+    u = r * ceil(c / r) / c times its even share, and the others wait. The step then takes
+    ``mixed_rank_s[(decodes + u * new) / r] - mixed_rank_s[(decodes + new) / r]`` longer (index: one rank's tokens,
+    rounded up), as far as that is more than ``mixed_slack_s[tokens]``, the time its GPU work leaves to the host's
+    launches; chunk attention takes u times as long.
     """
 
     affine: bool
@@ -60,6 +68,9 @@ class StepCostTable:
     chunk_new_knots: Floats = field(default_factory=lambda: np.array([0.0, 1.0]))
     chunk_past_knots: Floats = field(default_factory=lambda: np.array([0.0, 1.0]))
     chunk_attention_s: Floats = field(default_factory=lambda: np.zeros((2, 2)))
+    ranks: int = 1
+    mixed_rank_s: Floats = field(default_factory=lambda: np.zeros(2))
+    mixed_slack_s: Floats = field(default_factory=lambda: np.zeros(2))
 
 
 def affine_cost(
@@ -92,6 +103,9 @@ StepCost = record(
         "chunk_new_knots",
         "chunk_past_knots",
         "chunk_attention_s",
+        "ranks",
+        "mixed_rank_s",
+        "mixed_slack_s",
     ),
     __name__,
 )
@@ -119,6 +133,9 @@ def make_step_cost(  # type: ignore[no-untyped-def]
     chunk_new_knots,
     chunk_past_knots,
     chunk_attention_s,
+    ranks,
+    mixed_rank_s,
+    mixed_slack_s,
 ):
     return StepCost(
         affine,
@@ -141,6 +158,9 @@ def make_step_cost(  # type: ignore[no-untyped-def]
         chunk_new_knots,
         chunk_past_knots,
         chunk_attention_s,
+        ranks,
+        mixed_rank_s,
+        mixed_slack_s,
     )
 
 
@@ -210,6 +230,12 @@ def mixed_step_seconds(cost, decodes, decode_context, chunks, new, past, chunk_a
         alone = cost.base_s + cost.per_token_s * (decodes + new) + cost.per_context_token_s * (decode_context + past)
         return alone + cost.per_sequence_s * (decodes + chunks)
     gpu = at_count(cost.mixed_s, decodes + new) + decode_attention_seconds(cost, decodes, decode_context)
+    if cost.ranks > 1 and chunks > 0:
+        uneven = cost.ranks * (-(-chunks // cost.ranks)) / chunks
+        full, even = math.ceil((decodes + new * uneven) / cost.ranks), -(-(decodes + new) // cost.ranks)
+        longer = at_count(cost.mixed_rank_s, full) - at_count(cost.mixed_rank_s, even)
+        gpu += max(longer - at_count(cost.mixed_slack_s, decodes + new), 0.0)
+        chunk_attention_s = chunk_attention_s * uneven
     gpu += chunk_attention_s + cost.per_finished_prefill_s * finished
     return max(at_count(cost.mixed_floor_s, decodes + chunks), gpu) + at_count(cost.mixed_add_s, decodes + chunks)
 
@@ -237,6 +263,9 @@ def step_cost_record(table: StepCostTable) -> object:
         table.chunk_new_knots,
         table.chunk_past_knots,
         table.chunk_attention_s,
+        int(table.ranks),
+        table.mixed_rank_s,
+        table.mixed_slack_s,
     )
 
 

@@ -44,6 +44,9 @@ NUMBERS: dict[str, str] = {
     "unsent_count": "requests whose first token is made but not yet sent",
     "drafted": "draft tokens of the batch being planned",
     "late_count": "requests left out of the batch that ended last",
+    "waited_steps": "steps for which prompts have waited for company (TensorRT-LLM)",
+    "gathered_steps": "steps for which they have waited although every rank has one (TensorRT-LLM)",
+    "balance_from": "batch from which steps towards balance_steps are counted (TensorRT-LLM)",
     "heap_count": "entries of the heap of last batches",
     "reports_count": "ended transfers not yet reported to the scheduler",
     "news_count": "news not yet taken",
@@ -90,6 +93,7 @@ SLOT_INTS: dict[str, str] = {
     "pledge": "blocks promised to it in all, those it holds included; 0: none promised",
     "outside": "leading prompt tokens that caches below this one may hold",
     "remote": "1: its KV is to be read from elsewhere; 2: the read has been reported; 0: neither",
+    "rank": "attention data-parallel rank it belongs to",
 }
 
 SLOT_FLOATS: dict[str, str] = {

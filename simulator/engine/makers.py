@@ -86,6 +86,11 @@ def make_tensorrt_llm(spec: EngineSpec, content: Any, desk: Any) -> Any:
         stream_interval=int(s["stream_interval"]),
         stream_first=bool(s["stream_first_token"]) or int(s["stream_interval"]) == 1 or spec.role != "colocated",
         limits=output_limits(spec),
+        ranks=int(spec.extra.get("ranks", 1)),
+        wait_steps=int(s.get("batch_wait_timeout_iters", 0)),
+        wait_ratio=float(s.get("batch_wait_max_tokens_ratio", 0.0)),
+        balance_steps=int(s["attention_dp_timeout_iters"]) if s.get("attention_dp_enable_balance") else 0,
+        balance_gather=int(s.get("attention_dp_batching_wait_iters", 0)),
         **speculation(spec),
     )
     seats = min(int(s["max_batch_size"]), max(int(s["max_num_tokens"]) // (1 + rules.drafts), 1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from simulator.compiled import compiled
 from simulator.engine.state import DECODING, NO_BATCH, longer
 
@@ -41,6 +43,17 @@ def leave_running(e, s):  # type: ignore[no-untyped-def]
     while i < e.running_count:
         e.running[i] = e.running[i + 1]
         i += 1
+
+
+@compiled
+def emptiest_rank(e):  # type: ignore[no-untyped-def]
+    """The attention data-parallel rank with the fewest requests, running and waiting; the first of several."""
+    load = np.zeros(e.rules.ranks, np.int64)
+    for i in range(e.running_count):
+        load[e.rank[e.running[i]]] += 1
+    for i in range(e.waiting_count):
+        load[e.rank[e.waiting[(e.waiting_head + i) % e.waiting.size]]] += 1
+    return np.argmin(load)
 
 
 @compiled

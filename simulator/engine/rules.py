@@ -44,6 +44,11 @@ class RuleSet:
     seed: int = 0
     read_post_s: float = 0.0  # host seconds to ask for a block of KV elsewhere; steps and results wait for it
     limits: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    ranks: int = 1  # attention data-parallel ranks, each with requests of its own
+    wait_steps: int = 0  # TensorRT-LLM: steps for which prompts wait for company beside generating requests, at most
+    wait_ratio: float = 0.0  # TensorRT-LLM: share of a step's tokens at which they wait no longer
+    balance_steps: int = 0  # TensorRT-LLM: steps for which prompts wait until every rank has one; 0: they do not
+    balance_gather: int = 0  # TensorRT-LLM: further steps once every rank has one
 
     @property
     def reserving(self) -> bool:
@@ -73,6 +78,11 @@ def make_rules(  # type: ignore[no-untyped-def]
     seed,
     read_post_s,
     limits,
+    ranks,
+    wait_steps,
+    wait_ratio,
+    balance_steps,
+    balance_gather,
     reserving,
 ):
     return Rules(
@@ -92,6 +102,11 @@ def make_rules(  # type: ignore[no-untyped-def]
         seed,
         read_post_s,
         limits,
+        ranks,
+        wait_steps,
+        wait_ratio,
+        balance_steps,
+        balance_gather,
         reserving,
     )
 

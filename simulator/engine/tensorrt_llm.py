@@ -7,6 +7,8 @@ come, first served.
 
 from __future__ import annotations
 
+import numpy as np
+
 from simulator.compiled import compiled
 from simulator.engine.blocks import blocks_for, cached_blocks, share_blocks
 from simulator.engine.columns import RING
@@ -45,7 +47,7 @@ def plan_in_flight(e, now):  # type: ignore[no-untyped-def]
         budget, work = continue_prompts(e, budget, work)
     if e.preempted == preempted_before:
         budget, work = begin_loaded(e, budget, work, now)
-        if may_start:
+        if may_start and not company_is_missing(e, budget, work[0]):
             work = start_prompts(e, budget, work, now)
     return work, decodes
 
@@ -90,6 +92,83 @@ def blocks_to_start(e, s):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def rank_budgets(e, budget):  # type: ignore[no-untyped-def]
+    """Prompt tokens that each attention data-parallel rank may take in this step; one rank has the whole budget."""
+    ranks = e.rules.ranks
+    if ranks == 1:
+        return np.full(1, budget)
+    left = np.full(ranks, e.token_budget // ranks)
+    for i in range(e.running_count):
+        left[e.rank[e.running[i]]] -= 1 + e.rules.drafts
+    return np.maximum(left, 0)
+
+
+@compiled
+def startable(e, budget, starting):  # type: ignore[no-untyped-def]
+    """Prompt tokens of the waiting requests that could start in this step; counts them by rank into ``starting``."""
+    left = rank_budgets(e, budget)
+    tokens, kept, seats = 0, 0, e.max_num_seqs - e.running_count - e.holding_count
+    for i in range(e.waiting_count):
+        s = e.waiting[(e.waiting_head + i) % e.waiting.size]
+        kept += blocks_to_start(e, s)
+        if seats == 0 or e.remote[s] == 1 or kept > e.pool.free - e.promised:
+            break
+        known, r = e.prompt[s] + e.received[s], e.rank[s]
+        now = chunk_of(e, known, left[r])
+        if now == 0:
+            if e.rules.ranks == 1:
+                break
+            kept -= blocks_to_start(e, s)
+            continue
+        tokens += known
+        left[r] -= now
+        seats -= 1
+        starting[r] += 1
+    return tokens
+
+
+@compiled
+def company_is_missing(e, budget, generating):  # type: ignore[no-untyped-def]
+    """Whether prompts that could start wait for others (rules 9 and 10 of docs/engines.md)."""
+    rules = e.rules
+    if rules.balance_steps > 0 and rules.ranks > 1:
+        return ranks_are_uneven(e, budget)
+    if (rules.wait_steps == 0 and rules.wait_ratio == 0.0) or e.waiting_count == 0 or generating == 0:
+        return False
+    tokens = startable(e, budget, np.zeros(rules.ranks, np.int64))
+    if tokens == 0:
+        return False
+    enough = rules.wait_ratio * e.token_budget
+    if e.waited_steps >= rules.wait_steps or tokens + generating * (1 + rules.drafts) >= enough:
+        e.waited_steps = 0
+        return False
+    e.waited_steps += 1
+    return True
+
+
+@compiled
+def ranks_are_uneven(e, budget):  # type: ignore[no-untyped-def]
+    """Attention data parallelism: prompts start when each rank has one, when a rank has nothing to generate, or when
+    ``balance_steps`` steps have passed since the count began; the count goes on while nobody waits."""
+    rules = e.rules
+    generating, starting = np.zeros(rules.ranks, np.int64), np.zeros(rules.ranks, np.int64)
+    for i in range(e.running_count):
+        generating[e.rank[e.running[i]]] += e.status[e.running[i]] != PREFILLING
+    startable(e, budget, starting)
+    if starting.min() > 0 and generating.max() < e.max_num_seqs // rules.ranks:
+        e.balance_from = e.planned + 1
+        if generating.min() > 0 and e.gathered_steps < rules.balance_gather:
+            e.gathered_steps += 1
+            return True
+        e.gathered_steps = 0
+        return False
+    if generating.min() == 0:
+        e.balance_from = e.planned + 1
+        return False
+    return (e.planned - e.balance_from + 1) % rules.balance_steps != 0
+
+
+@compiled
 def start_prompts(e, budget, work, now):  # type: ignore[no-untyped-def]
     """Waiting requests, first come, first served: up to the first for which blocks are missing.
 
@@ -97,6 +176,7 @@ def start_prompts(e, budget, work, now):  # type: ignore[no-untyped-def]
     needs are kept free in this step. Tokens found in the cache count against the budget all the same.
     """
     kept, position = 0, 0
+    left = rank_budgets(e, budget)
     while position < e.waiting_count and budget > 0 and e.running_count + e.holding_count < e.max_num_seqs:
         s = e.waiting[(e.waiting_head + position) % e.waiting.size]
         needed = blocks_to_start(e, s)
@@ -107,10 +187,13 @@ def start_prompts(e, budget, work, now):  # type: ignore[no-untyped-def]
             ask_for_kv(e, s, needed, now)
             continue
         known = e.prompt[s] + e.received[s]
-        tokens = chunk_of(e, known, budget)
+        tokens = chunk_of(e, known, left[e.rank[s]])
         if e.received[s] > 0 and budget == e.token_budget and not e.rules.chunking:
             tokens = known  # a paused request may have grown beyond a step's limit: it starts over on its own
         if tokens == 0:
+            if e.rules.ranks > 1:  # the next may be another rank's
+                position += 1
+                continue
             if not e.rules.chunking:
                 break
             kept += needed
@@ -118,6 +201,7 @@ def start_prompts(e, budget, work, now):  # type: ignore[no-untyped-def]
             continue
         leave_waiting(e, position)
         budget = max(budget - tokens, 0)
+        left[e.rank[s]] = max(left[e.rank[s]] - tokens, 0)
         work = start_prompt(e, s, tokens, needed, work, now)
     return work
 

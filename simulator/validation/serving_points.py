@@ -33,6 +33,8 @@ NEEDED = (
     "ttft_mean_ms",
     "tpot_mean_ms",
 )
+#: Columns kept as they are written.
+TEXTS = ("point", "backend", "backend_version", "model", "system", "precision", "origin", "measured")
 POOL_NEEDED = ("num_workers", "tp_size", "pp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
 #: Names of the models that can be rebuilt, as far as they begin so.
 MODELS = {
@@ -82,6 +84,8 @@ class Point:
     groups: tuple[Group, ...]
     ttft_mean_ms: float
     tpot_mean_ms: float
+    measured: str = ""
+    """Day of the run, where the table says."""
 
     @property
     def deployment(self) -> tuple[object, ...]:
@@ -115,9 +119,7 @@ class Table:
 def load_points(path: str | Path) -> Table:
     """Read a table of serving runs. Raises InputError (one line) for anything that cannot be read."""
     path = Path(path)
-    table = read_table(
-        path, NEEDED, texts=("point", "backend", "backend_version", "model", "system", "precision", "origin")
-    )
+    table = read_table(path, NEEDED, texts=TEXTS)
     if (table["mode"] == "disagg").any():
         for name in (f"{role}_{key}" for role in ("prefill", "decode") for key in POOL_NEEDED):
             if name not in table.columns:
@@ -161,7 +163,7 @@ def _point(row: Mapping[str, Any], place: str) -> Point:
     return Point(
         point=str(row["point"]),
         backend=str(row["backend"]),
-        version=str(row["backend_version"]),
+        version=_text(row, "backend_version"),
         model=str(model_name(str(row["model"]))),
         system=str(row["system"]),
         precision=str(row["precision"]),
@@ -174,7 +176,13 @@ def _point(row: Mapping[str, Any], place: str) -> Point:
         groups=groups,
         ttft_mean_ms=_time(row, "ttft_mean_ms", place),
         tpot_mean_ms=_time(row, "tpot_mean_ms", place),
+        measured=_text(row, "measured"),
     )
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name, "")
+    return value if isinstance(value, str) else ""
 
 
 def _number(row: Mapping[str, Any], name: str, place: str) -> float:

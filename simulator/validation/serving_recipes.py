@@ -8,39 +8,47 @@ deployment, not fitted numbers.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from simulator.cluster.profiles import load_profile
 from simulator.cluster.settings import Value
 from simulator.models.precision import Precision
+from simulator.validation.serving_deployments import (
+    CONTEXT_TOKENS,
+    decode_slots,
+    draft_tokens,
+    expert_backend,
+    has_piecewise_graphs,
+    is_deepseek_on_trtllm,
+    sequences_at_once,
+)
 from simulator.validation.serving_points import Point
 
 #: Engine profiles by backend, with the newest version each is for; the last is for all that are newer.
 PROFILES = {
     "vllm": (((0, 13), "vllm-0.12"), ((0, 24), "vllm-0.19"), (None, "vllm-0.25")),
     "sglang": ((None, "sglang"),),
-    "trtllm": (((1, 0), "tensorrt-llm-1.0"), (None, "tensorrt-llm")),
+    "trtllm": (((1, 0), "tensorrt-llm-1.0"), ((1, 1), "tensorrt-llm-1.1"), (None, "tensorrt-llm")),
 }
 #: Where a table names no version: what was current when the runs were made.
 UNSTATED = {"vllm": "vllm-0.19", "sglang": "sglang", "trtllm": "tensorrt-llm"}
 #: vLLM as the Llama runs on B200 were started (cudagraph_mode FULL_DECODE_ONLY).
 DECODE_GRAPHS = "vllm-0.11-decode-graphs"
+#: TensorRT-LLM whose steps with prompts run as piecewise CUDA graphs.
+PIECEWISE = "tensorrt-llm-piecewise"
+#: Multi-token prediction of DeepSeek-R1 on the benchmark's text. Acceptance: fit to TPOT of its runs with three drafts
+#: and with one; a draft takes one layer of 61 and the head.
+MTP = {"speculative_acceptance": 0.56, "speculative_acceptance_decay": 0.8, "speculative_draft_cost": 0.035}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Engine profile, settings under the engine's names, and number formats.
-
-    ``first_token_steps``: decode steps that a first token waits for on average because of settings that the engine
-    models do not have (see ``waiting_steps``).
-    """
+    """Engine profile, settings under the engine's names, and number formats."""
 
     profile: str
     precision: Precision
     settings: dict[str, Value] = field(default_factory=dict)
-    first_token_steps: float = 0.0
 
 
 def recipe_of(point: Point, role: str) -> Recipe:
@@ -49,22 +57,7 @@ def recipe_of(point: Point, role: str) -> Recipe:
     family = load_profile(profile).family
     settings = {"vllm": _vllm, "sglang": _sglang, "trtllm": _trtllm}[point.backend](point, role)
     settings[family.context] = _longest(point)
-    known = {entry.name for entry in family.settings}
-    steps = waiting_steps({k: v for k, v in settings.items() if k not in known})
-    return Recipe(profile, _precision(point), {k: v for k, v in settings.items() if k in known}, steps)
-
-
-def waiting_steps(unknown: Mapping[str, Any]) -> float:
-    """Decode steps that settings without a rule in the engine models add to a mean TTFT.
-
-    SGLang ``scheduler_recv_interval`` n: new requests are fetched every n decode steps, so they wait for half of that.
-    SGLang ``stream_interval`` n: the first token goes out with the n-th. TensorRT-LLM ``batch_wait_timeout_iters`` n:
-    prompts wait n steps for company (less if they fill a step, which few clients do).
-    """
-    poll = int(unknown.get("scheduler_recv_interval", 1))
-    gathered = int(unknown.get("gathered_tokens", 1))
-    wait = int(unknown.get("batch_wait_timeout_iters", 0))
-    return (poll - 1) / 2 + (gathered - 1) + max(wait - 1, 0)
+    return Recipe(profile, _precision(point), settings)
 
 
 def _longest(point: Point) -> int:
@@ -78,8 +71,10 @@ def _profile(point: Point) -> str:
     if point.backend == "vllm" and point.origin == "inferencex" and blackwell and point.model.startswith("llama"):
         return DECODE_GRAPHS
     version = _numbers(point.version)[:2]
+    if has_piecewise_graphs(point):
+        return PIECEWISE
     if not version:
-        return UNSTATED[point.backend]
+        return "tensorrt-llm-1.1" if is_deepseek_on_trtllm(point) else UNSTATED[point.backend]
     if point.origin == "inferencex" and point.mode == "disagg":
         return PROFILES[point.backend][-1][1]  # the version stated is that of the orchestrator
     return next(name for last, name in PROFILES[point.backend] if last is None or version <= last)
@@ -130,11 +125,10 @@ def _vllm(point: Point, role: str) -> dict[str, Any]:
             "prefix_caching": False,
             "async_scheduling": _numbers(point.version) >= (0, 14),
         }
-    sequences = 512 if point.system in ("b200_sxm", "gb200") else point.concurrency
     return {
         "max_num_batched_tokens": 8192,
         "prefix_caching": False,
-        "max_num_seqs": sequences,
+        "max_num_seqs": sequences_at_once(point),
         "async_scheduling": True,
     }
 
@@ -159,15 +153,12 @@ def _sglang(point: Point, role: str) -> dict[str, Any]:
     found: dict[str, Any] = {"disable_radix_cache": True, "ignore_eos": True}
     if point.mode == "disagg":
         return found
-    found["gathered_tokens"] = 10  # --stream-interval
     if point.system == "b200_sxm":
         found["scheduler_recv_interval"] = 30 if point.concurrency >= 16 else 10
     if point.system == "b200_sxm" and point.precision == "fp4":
         return found | {"chunked_prefill_size": 16384, "max_running_requests": 256, "mem_fraction_static": 0.85}
     both = point.input_tokens == point.output_tokens == 1024
     running = 128 if point.system == "b200_sxm" else 512 if both else 256
-    if point.system == "b200_sxm":
-        found["gathered_tokens"] = 30
     return found | {
         "chunked_prefill_size": 32768,
         "max_prefill_tokens": 32768,
@@ -177,27 +168,47 @@ def _sglang(point: Point, role: str) -> dict[str, Any]:
 
 
 def _trtllm(point: Point, role: str) -> dict[str, Any]:
-    """Prompts are never cut, so a step must hold the longest one, whatever the script works out."""
-    found: dict[str, Any] = {"enable_block_reuse": False}
+    """Prompts are never cut, so a step must hold the longest one, whatever the script works out.
+
+    ``stream_interval`` of the scripts (10, 20) is left out: the first token goes out at once, and means do not change.
+    """
+    found: dict[str, Any] = {"enable_block_reuse": False, "moe_backend": expert_backend(point, role)}
     longest = _longest_prompt(point)
     if point.origin != "inferencex":
         tokens = max(_generated_tokens(point, role), 1)
         least = tokens if role == "decode" else max(tokens, longest)
         return found | {"max_batch_size": point.concurrency, "max_num_tokens": least}
     if point.mode == "disagg":
-        return found | ({} if role == "decode" else {"max_num_tokens": max(8192, longest)})
+        if role == "prefill":
+            return found | {"max_num_tokens": CONTEXT_TOKENS.get(point.input_tokens, longest)}
+        slots = decode_slots(point)
+        return found | ({} if slots is None else {"max_batch_size": slots})
     short = point.input_tokens == point.output_tokens == 1024
     if point.model.startswith("llama"):
         wait = short and point.groups[0].gpus < 8
         return found | {"max_num_tokens": 16384} | _batch_wait(wait, 20, 0.9)
     if point.model == "gpt-oss-120b":
         return found | {"max_num_tokens": 20000, "free_gpu_memory_fraction": 0.85}
-    hopper = point.system == "h200_sxm"
-    tokens = -(-(point.concurrency + point.input_tokens + 64) // 64) * 64
-    found["max_num_tokens"] = max(tokens, longest + point.concurrency, 0 if hopper else 8192)
-    found["free_gpu_memory_fraction"] = 0.75 if hopper else 0.8
-    wait = short and not hopper and point.precision == "fp8" and point.concurrency >= 64
-    return found | _batch_wait(wait, 40, 0.8)
+    return found | _trtllm_deepseek(point, longest, short)
+
+
+def _trtllm_deepseek(point: Point, longest: int, short: bool) -> dict[str, Any]:
+    parallel, drafts = point.groups[0].parallel, draft_tokens(point)
+    apart, hopper = parallel.dp > 1, point.system == "h200_sxm"
+    batch = max(point.concurrency // (parallel.dp if drafts else 1), 1)
+    tokens = -(-((1 + drafts) * batch + point.input_tokens + 64) // 64) * 64
+    if drafts == 0 and not hopper:
+        tokens = max(tokens, 8192)
+    found: dict[str, Any] = {
+        "max_num_tokens": max(tokens, longest + (1 + drafts) * batch),
+        "free_gpu_memory_fraction": 0.75 if hopper else 0.7 if apart and point.precision == "fp8" else 0.8,
+    }
+    if drafts:
+        found |= {"max_batch_size": batch, "num_speculative_tokens": drafts} | MTP
+    if apart:
+        found |= {"attention_dp_enable_balance": True, "attention_dp_timeout_iters": 60}
+    wait = short and not hopper and drafts == 0 and point.precision == "fp8" and point.concurrency >= 64
+    return found | _batch_wait(wait and point.version.startswith("1.2"), 40, 0.8)
 
 
 def _longest_prompt(point: Point) -> int:

@@ -14,8 +14,10 @@ from simulator.cluster.plan import ClusterPlan, WorkerPlan
 from simulator.cluster.simulation import run_plan
 from simulator.cluster.topology import load_topology
 from simulator.engine.engine import POLICIES
-from simulator.errors import InputError
+from simulator.errors import InputError, TopologyError
 from simulator.models.precision import Parallel, Precision
+from simulator.validation.serving_bounds import too_much
+from simulator.validation.serving_deployments import stated_or_published
 from simulator.validation.serving_points import Point
 from simulator.validation.serving_recipes import recipe_of
 from simulator.workload.arrivals import Arrivals
@@ -47,8 +49,11 @@ class Outcome:
 
 def run_point(point: Point) -> Outcome:
     """Simulate one run."""
+    impossible = too_much(point)
+    if impossible is not None:
+        return Outcome(point, None, None, impossible)
     try:
-        plan, notes = plan_of(point)
+        plan, notes = fitting_plan_of(stated_or_published(point))
         trace = requests_of(point)
         found = run_plan(plan, trace, Arrivals("closed", clients=point.concurrency)).record
     except InputError as problem:
@@ -59,7 +64,6 @@ def run_point(point: Point) -> Outcome:
     several = found.output_tokens > 1
     tpot = (found.last_token_s - found.first_token_s)[several] / (found.output_tokens[several] - 1)
     tpot_s = float(np.nanmean(tpot))
-    ttft_s += recipe_of(point, point.groups[-1].role).first_token_steps * tpot_s
     return Outcome(point, ttft_s * 1e3, tpot_s * 1e3, None, notes)
 
 
@@ -89,6 +93,23 @@ def plan_of(point: Point) -> tuple[ClusterPlan, tuple[str, ...]]:
     return replace(plan, workers=workers), tuple(dict.fromkeys(notes))
 
 
+def fitting_plan_of(point: Point) -> tuple[ClusterPlan, tuple[str, ...]]:
+    """As ``plan_of``; a run whose weights cannot lie on the GPUs it states is planned on twice as many, and says so."""
+    try:
+        return plan_of(point)
+    except TopologyError as problem:
+        if "does not fit" not in str(problem):
+            raise
+    groups = tuple(replace(group, parallel=_doubled(group.parallel)) for group in point.groups)
+    plan, notes = plan_of(replace(point, groups=groups))
+    return plan, (*notes, "weights do not fit the GPUs stated; simulated with twice the tensor parallelism")
+
+
+def _doubled(parallel: Parallel) -> Parallel:
+    tp = 2 * parallel.tp
+    return Parallel(tp, parallel.pp, parallel.dp, tp * parallel.dp if parallel.ep > 1 else 1)
+
+
 def topology_of(point: Point) -> dict[str, Any]:
     """The run as a topology."""
     recipes = [recipe_of(point, group.role) for group in point.groups]
@@ -113,6 +134,7 @@ def topology_of(point: Point) -> dict[str, Any]:
         inside = point.system == "gb200" and sum(group.gpus for group in point.groups) <= RACK_GPUS
         values["network"] = {"kind": "nvlink"} if inside else {"kind": "rdma"}
         values["kv_transfer"] = {"mode": "pull"}
+        values["routing"] = {"prefill": "round_robin", "decode": "round_robin"}  # Dynamo's default
     return values
 
 

@@ -14,8 +14,10 @@ from simulator.cli import main
 from simulator.errors import InputError
 from simulator.models.precision import Parallel
 from simulator.validation.serving import group_errors, sample_of, validate_serving
+from simulator.validation.serving_bounds import too_much
+from simulator.validation.serving_deployments import decode_slots, draft_tokens, stated_or_published
 from simulator.validation.serving_points import load_points, model_name
-from simulator.validation.serving_recipes import recipe_of, waiting_steps
+from simulator.validation.serving_recipes import recipe_of
 from simulator.validation.serving_runs import Outcome, requests_of, topology_of
 from simulator.validation.workloads import validate_workloads
 
@@ -145,11 +147,36 @@ def test_prompts_of_uncut_engines_fit_a_step(tmp_path: Path) -> None:
     assert int(found.settings["max_num_tokens"]) >= 1.2 * 8192
 
 
-def test_waiting_steps_of_settings_without_a_rule() -> None:
-    assert waiting_steps({}) == 0
-    assert waiting_steps({"scheduler_recv_interval": 31}) == 15
-    assert waiting_steps({"gathered_tokens": 10}) == 9
-    assert waiting_steps({"batch_wait_timeout_iters": 20}) == 19
+DEEPSEEK = {"backend": "trtllm", "origin": "inferencex", "model": "deepseek-ai/DeepSeek-V3", "system": "b200_sxm"}
+
+
+def test_runs_with_draft_tokens_are_known_by_image_and_day(tmp_path: Path) -> None:
+    run = DEEPSEEK | {"precision": "fp4", "tp_size": 8, "moe_tp_size": 8, "concurrency": 8, "measured": "2026-01-14"}
+    assert draft_tokens(point(tmp_path, **run, backend_version="1.2.0rc6.post3")) == 3
+    assert draft_tokens(point(tmp_path, **run, backend_version="1.2.0rc6.post2")) == 0
+    assert draft_tokens(point(tmp_path, **run, backend_version="1.1.0rc2.post2")) == 3
+    assert draft_tokens(point(tmp_path, **run | {"measured": "2025-12-15"}, backend_version="1.1.0rc2.post2")) == 0
+    apart = {"tp_size": 1, "attention_dp_size": 8, "moe_ep_size": 8, "moe_tp_size": 1}
+    drafting = recipe_of(point(tmp_path, **run | apart, backend_version="1.2.0rc6.post3"), "colocated")
+    assert drafting.settings["num_speculative_tokens"] == 1 and drafting.settings["attention_dp_enable_balance"]
+
+
+def test_parallelism_that_a_table_leaves_out_is_the_search_spaces(tmp_path: Path) -> None:
+    run = DEEPSEEK | {"precision": "fp4", "backend_version": None, "tp_size": 4, "moe_tp_size": 4, "isl": 1024}
+    for clients, expected in ((16, Parallel(4)), (64, Parallel(4, ep=4)), (256, Parallel(1, 1, 4, 4))):
+        found = stated_or_published(point(tmp_path, **run, osl=1024, concurrency=clients))
+        assert found.groups[0].parallel == expected
+    stated = point(tmp_path, **run | {"backend_version": "1.2.0rc6.post2"}, osl=1024, concurrency=256)
+    assert stated_or_published(stated) == stated
+
+
+def test_rows_beyond_the_hardware_are_said_to_be(tmp_path: Path) -> None:
+    slow = {"isl": 8000, "osl": 100, "concurrency": 8, "ttft_mean_ms": 900.0, "tpot_mean_ms": 10.0}
+    assert too_much(point(tmp_path, **slow)) is None
+    fast = str(too_much(point(tmp_path, **slow | {"concurrency": 4000})))
+    assert "more arithmetic than the datasheet peak" in fast
+    full = slow | {"osl": 4000, "concurrency": 2000, "tpot_mean_ms": 100.0}
+    assert "more KV cache" in str(too_much(point(tmp_path, **full)))
 
 
 def test_pools_of_a_disaggregated_run(tmp_path: Path) -> None:
@@ -168,6 +195,17 @@ def test_pools_of_a_disaggregated_run(tmp_path: Path) -> None:
     found = topology_of(point(tmp_path, mode="disagg", **pools))
     assert [(pool["role"], pool["workers"]) for pool in found["pools"]] == [("prefill", 2), ("decode", 3)]
     assert found["network"] == {"kind": "rdma"}
+
+
+def test_slots_of_generation_servers(tmp_path: Path) -> None:
+    parts = ("num_workers", "tp_size", "pp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
+    pools = {f"prefill_{key}": 1 for key in parts} | {f"decode_{key}": 1 for key in parts}
+    row = DEEPSEEK | pools | {"mode": "disagg", "precision": "fp8", "decode_tp_size": 8, "decode_num_workers": 3}
+    for clients, slots in ((6, 1), (9, 2), (30, 8), (63, 16)):
+        one = point(tmp_path, **row | {"system": "gb200"}, concurrency=clients, isl=8192, osl=1024)
+        assert decode_slots(one) == slots
+        assert recipe_of(one, "decode").settings["max_batch_size"] == slots
+    assert decode_slots(point(tmp_path, **row, concurrency=6, isl=8192, osl=1024)) is None
 
 
 def test_errors_of_a_group(tmp_path: Path) -> None:
@@ -197,11 +235,15 @@ def test_a_run_is_simulated_and_reported(tmp_path: Path) -> None:
     assert validate_serving(path).to_dict() == document
 
 
-def test_a_model_that_does_not_fit_is_skipped_with_its_reason(tmp_path: Path) -> None:
-    path = table(tmp_path, {}, {"model": "meta-llama/Llama-3.1-70B", "point": "big"})
-    document = validate_serving(path).to_dict()
-    assert document["points"] == 1
+def test_a_model_that_does_not_fit_takes_twice_the_gpus_or_is_skipped(tmp_path: Path) -> None:
+    big = {"model": "meta-llama/Llama-3.1-70B", "point": "twice", "ttft_mean_ms": 200.0, "tpot_mean_ms": 80.0}
+    path = table(tmp_path, {}, big, {**big, "model": "meta-llama/Llama-3.1-405B", "point": "never"})
+    report = validate_serving(path)
+    document = report.to_dict()
+    assert document["points"] == 2
     assert any("does not fit" in reason for reason in document["skipped"])
+    twice = next(outcome for outcome in report.done if outcome.point.point == "twice")
+    assert any("do not fit" in note for note in twice.notes)
 
 
 def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

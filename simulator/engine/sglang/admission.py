@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from simulator.compiled import compiled
 from simulator.engine.sglang.memory import evict_for
-from simulator.engine.sglang.state import CLIP_MAX_NEW_TOKENS, outputs_now, pages
+from simulator.engine.sglang.state import CLIP_MAX_NEW_TOKENS, outputs_now, pages, seen
 from simulator.kv.radix import clear, insert, lock, match, unlock
 from simulator.kv.runs import NO_END
 
@@ -20,11 +20,11 @@ def order_waiting(e):  # type: ignore[no-untyped-def]
     """lpm: longest cached prefix first, stable. Else the order stays, and the tree's times are refreshed at times."""
     if not e.caching:
         return
-    if not e.lpm or e.waiting_count > WAITING_MATCHED:
+    if not e.lpm or seen(e) > WAITING_MATCHED:
         touch_waiting(e)
         return
     clear(e.queue_tree)
-    for i in range(e.waiting_count):
+    for i in range(seen(e)):
         s = e.waiting[e.waiting_head + i]
         row, tokens = e.row[s], e.prompt[s] + e.outputs[s]
         found, _ = match(e.tree, row, NO_END, tokens)
@@ -35,7 +35,7 @@ def order_waiting(e):  # type: ignore[no-untyped-def]
                 e.matched[s] = -LAST
             else:
                 insert(e.queue_tree, row, NO_END, tokens)
-    for i in range(1, e.waiting_count):
+    for i in range(1, seen(e)):
         s = e.waiting[e.waiting_head + i]
         j = e.waiting_head + i
         while j > e.waiting_head and e.matched[e.waiting[j - 1]] < e.matched[s]:
@@ -47,11 +47,11 @@ def order_waiting(e):  # type: ignore[no-untyped-def]
 @compiled
 def touch_waiting(e):  # type: ignore[no-untyped-def]
     """Now and then, refresh what the head of the queue will want, the first of it last."""
-    if e.waiting_count == 0:
+    if seen(e) == 0:
         return
     e.touches += 1
     if e.touches % TOUCH_INTERVAL == 1:
-        for i in range(min(e.waiting_count, WAITING_MATCHED) - 1, -1, -1):
+        for i in range(min(seen(e), WAITING_MATCHED) - 1, -1, -1):
             s = e.waiting[e.waiting_head + i]
             match(e.tree, e.row[s], NO_END, e.prompt[s] + e.outputs[s])
 

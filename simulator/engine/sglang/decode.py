@@ -210,6 +210,7 @@ def let_go(e, s, left):  # type: ignore[no-untyped-def]
         e.status[s] = WAITING
         e.pending_prompt_tokens += e.prompt[s] + e.outputs[s]
         wait_last(e, s)
+        e.unseen = 0  # it stands behind those not yet fetched: they are taken as fetched
     if e.logging:
         log_entry(e, s, -1)
 

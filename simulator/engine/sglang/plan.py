@@ -23,7 +23,7 @@ from simulator.engine.sglang.columns import RING
 from simulator.engine.sglang.decode import NOTHING, add_decodes, drop_finishing, join, plan_decode, renumber
 from simulator.engine.sglang.memory import checkpoint, decode_fits, decode_need
 from simulator.engine.sglang.remote import take_over
-from simulator.engine.sglang.state import CHUNKED, PREFILLED_LAST, WAITING
+from simulator.engine.sglang.state import CHUNKED, PREFILLED_LAST, WAITING, seen
 from simulator.engine.state import CHUNK, DECODE, PREFILL, log_entry, tell
 
 
@@ -37,6 +37,8 @@ def plan_step(e, now):  # type: ignore[no-untyped-def]
     if e.role == DECODE:
         take_over(e, now)
         return plan_decode(e) if e.running_count > 0 else NOTHING
+    if e.recv_interval > 1:
+        look_for_requests(e)
     if e.chunked >= 0:
         s = e.chunked
         checkpoint(e, s, e.extend_end[s])
@@ -49,10 +51,21 @@ def plan_step(e, now):  # type: ignore[no-untyped-def]
         open_budget(e)
         fill_step(e)
         if e.admitted_count > 0:
+            e.last_prefill = True
             return launch_prefill(e, now)
+    e.last_prefill = False
     if e.running_count > 0:
         return plan_decode(e)
     return NOTHING
+
+
+@compiled
+def look_for_requests(e):  # type: ignore[no-untyped-def]
+    """New requests are fetched after a step with prompts, every ``recv_interval`` decode steps, and when idle."""
+    e.since_look += 1
+    idle = e.planned == e.completed and e.running_count == 0
+    if e.last_prefill or idle or e.since_look >= e.recv_interval:
+        e.since_look, e.unseen = 0, 0
 
 
 @compiled
@@ -91,7 +104,7 @@ def may_prefill(e):  # type: ignore[no-untyped-def]
     """Whether a prefill is tried at all."""
     if e.chunked >= 0:
         return True
-    if e.full or e.waiting_count == 0:
+    if e.full or seen(e) == 0:
         return False
     if places(e, 0) <= 0:
         e.full = True
@@ -106,7 +119,7 @@ def fill_step(e):  # type: ignore[no-untyped-def]
     if e.chunked >= 0:
         continue_chunked(e)
         held = 1
-    for i in range(e.waiting_count):
+    for i in range(seen(e)):
         if budget_state(e) == OTHER:
             break
         if e.admitted_count >= places(e, held):
@@ -177,3 +190,12 @@ def leave_queue(e, s, now):  # type: ignore[no-untyped-def]
         e.lookup_tokens += e.fill[s]
         e.desk.cached_tokens[row] = e.prefix[s]
         e.desk.prefill_start_s[row] = max(now, e.gpu_free_s)
+
+
+@compiled
+def prompts_spread(e, chunks):  # type: ignore[no-untyped-def]
+    """Prompts in a step of data-parallel ranks: each rank cuts its own, while they are one queue here.
+
+    A step's tokens are as many as all ranks' chunks together; with prompts waiting, every rank has one to cut.
+    """
+    return max(chunks, min(e.cost.ranks, chunks + seen(e))) if e.cost.ranks > 1 else chunks

@@ -62,6 +62,7 @@ def make_sglang(spec: EngineSpec, content: Any, desk: Any) -> Any:
         least,
         (init - least) / NEW_TOKEN_RATIO_DECAY_STEPS,
         RESERVED_DECODE_TOKENS,
+        int(s.get("scheduler_recv_interval", 1)),
         caching,
         spec.tell_finished,
         spec.tell_chunks,

@@ -39,6 +39,7 @@ def make_state(  # type: ignore[no-untyped-def]
     ratio_min,
     ratio_decay,
     decode_reserve,
+    recv_interval,
     caching,
     tell_finished,
     tell_chunks,
@@ -76,6 +77,7 @@ def make_state(  # type: ignore[no-untyped-def]
         ratio_min,
         ratio_decay,
         decode_reserve,
+        recv_interval,
         caching,
         tell_finished,
         tell_chunks,
@@ -103,6 +105,9 @@ def make_state(  # type: ignore[no-untyped-def]
         0,
         0,
         0,
+        0,
+        0,
+        False,
         0,
         0,
         0,
@@ -287,6 +292,12 @@ def wait_last(e, s):  # type: ignore[no-untyped-def]
         end = e.waiting_count
     e.waiting[end] = s
     e.waiting_count += 1
+
+
+@compiled
+def seen(e):  # type: ignore[no-untyped-def]
+    """Waiting requests that the scheduler knows of."""
+    return e.waiting_count - e.unseen
 
 
 @compiled

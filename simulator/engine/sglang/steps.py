@@ -16,7 +16,7 @@ from simulator.engine.launching import drawn_launch_s, start_batch
 from simulator.engine.sglang.columns import RING
 from simulator.engine.sglang.decode import strike_done
 from simulator.engine.sglang.memory import checkpoint, pages_taken, release, settle_committed
-from simulator.engine.sglang.plan import plan_step
+from simulator.engine.sglang.plan import plan_step, prompts_spread
 from simulator.engine.sglang.remote import kv_is_here
 from simulator.engine.sglang.state import (
     DONE,
@@ -50,6 +50,8 @@ def submit(e, row, prompt, target, part, outside, now):  # type: ignore[no-untyp
     s = new_slot(e, row, prompt, target)
     e.pending_prompt_tokens += prompt
     wait_last(e, s)
+    if e.recv_interval > 1 and e.role != DECODE:
+        e.unseen += 1
     if e.planned == e.completed:
         e.plan_at_s = min(e.plan_at_s, now)
     return next_wake(e)
@@ -85,7 +87,8 @@ def schedule(e, now):  # type: ignore[no-untyped-def]
         if chunks == 0 and finished == 0:
             seconds = decode_step_seconds(e.cost, singles, context)
         else:
-            seconds = mixed_step_seconds(e.cost, singles, context, chunks, new, past, attention, finished)
+            prompts = prompts_spread(e, chunks)
+            seconds = mixed_step_seconds(e.cost, singles, context, prompts, new, past, attention, finished)
         launching = drawn_launch_s(e, singles + new) if chunks > 0 else 0.0
         start = launch(e, now, seconds, launching)
         if e.tell_chunks:
@@ -96,10 +99,8 @@ def schedule(e, now):  # type: ignore[no-untyped-def]
 
 @compiled
 def give_up_first(e):  # type: ignore[no-untyped-def]
-    """An engine that holds nothing and still cannot take the head of its queue never will: it stays without a token.
-
-    (SGLang refuses such prompts at its door, where they reach six tokens below the context or the KV memory.)
-    """
+    """An engine that holds nothing and still cannot take the head of its queue never will: it stays without a token
+    (SGLang refuses such prompts at its door, where they reach six tokens below the context or the KV memory)."""
     if e.waiting_count == 0 or e.holding_count + e.ready_count + e.retracted_count > 0:
         return False
     s = e.waiting[e.waiting_head]
@@ -245,7 +246,7 @@ def is_plain(e):  # type: ignore[no-untyped-def]
     """Whether nothing but decode is in sight: no prompt, no first or last token, nobody who could be admitted."""
     if e.running_count == 0 or e.chunked >= 0 or e.last_count > 0 or e.last_chunk or e.last_mixed or e.fresh_count > 0:
         return False
-    if e.planned - e.completed != e.depth or (e.waiting_count > 0 and not e.full):
+    if e.planned - e.completed != e.depth or (e.waiting_count > 0 and not e.full) or e.unseen > 0:
         return False
     if e.ready_count + e.retracted_count > 0:
         return False
@@ -279,6 +280,7 @@ def decode_run(e, until):  # type: ignore[no-untyped-def]
         step = e.decode_planned
         e.free -= e.phase_count[(-step) % e.page] * e.page
         e.decode_planned += 1
+        e.since_look = (e.since_look + 1) % e.recv_interval
         e.decode_tokens += n
         r = e.planned % RING
         e.batch_decodes[r], e.batch_tokens[r] = n, n

@@ -1,0 +1,135 @@
+"""Facts of measured deployments that the table of runs leaves out, from what the benchmark publishes.
+
+Source: https://github.com/SemiAnalysisAI/InferenceX, ``.github/configs/nvidia-master.yaml`` (search spaces),
+``perf-changelog.yaml`` (which image ran with speculative decoding) and ``benchmarks/``, 2025-11 to 2026-03. These are
+facts of a deployment, not fitted numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from simulator.models.precision import Parallel
+from simulator.validation.serving_points import Group, Point
+
+#: Images and days of TensorRT-LLM runs of DeepSeek-R1 with multi-token prediction (changelog entries 392, 632, 642);
+#: an empty day: every run of that image.
+MTP_RUNS = (("1.2.0rc6.post3", ""), ("1.1.0rc2.post2", "2026-01-14"))
+#: Prompts a step holds in Dynamo's context servers: TensorRT-LLM ``max_num_tokens``.
+CONTEXT_TOKENS = {1024: 8192, 8192: 16640}
+
+
+def is_deepseek_on_trtllm(point: Point) -> bool:
+    """Whether this is one of the benchmark's own runs of DeepSeek on TensorRT-LLM, not in pools."""
+    return (point.backend, point.model, point.origin) == ("trtllm", "deepseek-v3", "inferencex") and point.mode == "agg"
+
+
+def stated_or_published(point: Point) -> Point:
+    """The run with the expert and attention data parallelism that its search space says, where the table is silent.
+
+    Runs without a version are of 2025-11: their rows name tensor parallelism alone.
+    """
+    if point.backend == "sglang" and point.mode == "disagg":
+        return replace(point, groups=tuple(_expert_parallel(group) for group in point.groups))
+    parallel = point.groups[0].parallel
+    if point.version not in ("", "nan") or not is_deepseek_on_trtllm(point) or parallel.gpus > 8:
+        return point
+    if parallel.ep > 1 or parallel.dp > 1:
+        return point
+    gpus, clients = parallel.tp, point.concurrency
+    long_prompt = point.input_tokens > 4096
+    if point.system == "h200_sxm":
+        spread, apart = True, long_prompt and clients >= 64
+    elif long_prompt:
+        spread, apart = gpus == 4 or clients > 32, clients > 32
+    elif gpus == 4:
+        spread, apart = clients > 32, clients >= 256
+    else:
+        spread, apart = clients > (8 if point.output_tokens < 4096 else 16), clients >= 256
+    if not spread:
+        return point
+    found = Parallel(1, 1, gpus, gpus) if apart else Parallel(gpus, 1, 1, gpus)
+    return replace(point, groups=(Group("colocated", 1, found),))
+
+
+def _expert_parallel(group: Group) -> Group:
+    """SGLang's pools with attention data parallelism spread their experts over the same GPUs (DEP)."""
+    p = group.parallel
+    return replace(group, parallel=replace(p, ep=p.tp * p.dp)) if p.dp > 1 else group
+
+
+def draft_tokens(point: Point) -> int:
+    """Tokens of multi-token prediction that a step drafts: three, one with attention data parallelism, or none."""
+    if not is_deepseek_on_trtllm(point):
+        return 0
+    if not any(point.version == image and point.measured.startswith(day) for image, day in MTP_RUNS):
+        return 0
+    return 1 if point.groups[0].parallel.dp > 1 else 3
+
+
+def expert_backend(point: Point, role: str) -> str:
+    """TensorRT-LLM's ``moe_config.backend``, as the start scripts choose it."""
+    if point.origin != "inferencex":
+        return "AUTO"
+    if point.model == "gpt-oss-120b":
+        return "TRITON" if point.system == "h200_sxm" else "AUTO"
+    if point.model != "deepseek-v3":
+        return "AUTO"
+    if point.system in ("h100_sxm", "h200_sxm"):
+        return "CUTLASS"
+    apart = next(group.parallel.dp > 1 for group in point.groups if group.role == role)
+    if point.precision == "fp4":
+        return "CUTLASS" if apart else "TRTLLM"
+    old = point.mode == "agg" and point.version.startswith("1.1")
+    return "DEEPGEMM" if apart or old else "TRTLLM"
+
+
+def decode_slots(point: Point) -> int | None:
+    """``max_batch_size`` of a Dynamo generation server of TensorRT-LLM; None where it is more than the clients.
+
+    Published by name (``..._gen6_tep8_batch64_...`` in recipes of ishandhanani/srt-slurm), with client counts a little
+    above the slots. Where the recipe is not at hand (GB200 fp8, H100): the power of two below the clients of an engine,
+    which holds for every recipe that is.
+    """
+    group = point.groups[-1]
+    if (point.backend, point.mode, point.origin) != ("trtllm", "disagg", "inferencex") or group.parallel.dp > 1:
+        return None
+    each = point.concurrency / group.workers
+    below = 1 << max(math.ceil(math.log2(max(each, 1.0))) - 1, 0)
+    long_answer = point.output_tokens > 4096
+    if point.system == "h100_sxm" or (point.system, point.precision) == ("gb200", "fp8"):
+        return below
+    if point.system == "gb200":
+        if long_answer:
+            return 1 << int(math.log2(max(each, 1.0)))
+        if point.version.startswith("0.5"):
+            return 32 if point.input_tokens > 4096 else 128
+        return 16 if point.input_tokens > 4096 else 32
+    return 64 if (point.system, point.precision) == ("b200_sxm", "fp4") and each > 32 else None
+
+
+#: Requests that the vLLM servers of 2025-12 with 512 clients had in service, by Little's law on each of six rows (99 to
+#: 106, whatever the GPUs and lengths): inferred from the runs, not published.
+SERVED_OF_512 = 100
+
+
+def sequences_at_once(point: Point) -> int:
+    """vLLM's ``max_num_seqs`` in the benchmark's own runs."""
+    if point.concurrency == 512 and point.measured.startswith("2025-12"):
+        return SERVED_OF_512
+    return 512 if point.system in ("b200_sxm", "gb200") else point.concurrency
+
+
+def has_piecewise_graphs(point: Point) -> bool:
+    """Whether steps with prompts ran as piecewise CUDA graphs (``torch_compile_config`` of the scripts of 2026-01)."""
+    if not (is_deepseek_on_trtllm(point) and point.version.startswith("1.2")) or point.groups[0].parallel.dp > 1:
+        return False
+    clients, shape = point.concurrency, (point.input_tokens, point.output_tokens)
+    if draft_tokens(point) == 0:
+        if point.precision == "fp4":
+            return shape == (1024, 1024) and clients == 64 and point.groups[0].parallel.ep > 1
+        return clients >= (128 if shape == (1024, 8192) else 64)
+    if point.precision == "fp4":
+        return (shape == (1024, 1024) and clients in (32, 64, 128)) or (shape == (1024, 8192) and clients == 64)
+    return clients > {(1024, 1024): 4, (1024, 8192): 8}.get(shape, 16)

@@ -1,0 +1,95 @@
+"""Requests that wait although there is room: for company, for other ranks, for the scheduler to look."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from simulator.cost.table import affine_cost
+from simulator.engine.engine import Engine, EngineSpec
+from simulator.engine.state import DeskColumns
+from simulator.kv.content import make_content
+
+STEP_S = 1.0
+TRT = {
+    "max_batch_size": 16,
+    "max_num_tokens": 100,
+    "max_seq_len": 1000,
+    "capacity_scheduler_policy": "GUARANTEED_NO_EVICT",
+    "enable_chunked_prefill": False,
+    "tokens_per_block": 16,
+    "enable_block_reuse": False,
+    "overlap_scheduler": False,
+    "stream_interval": 1,
+    "stream_first_token": False,
+}
+SGLANG = {
+    "max_running_requests": 16,
+    "chunked_prefill_size": 100,
+    "max_prefill_tokens": 1000,
+    "mixed_chunk": False,
+    "schedule_policy": "fcfs",
+    "schedule_conservativeness": 1.0,
+    "ignore_eos": True,
+    "disable_radix_cache": True,
+    "page_size": 1,
+    "overlap": False,
+    "context_length": 1000,
+}
+
+
+def first_tokens(policy: str, settings: dict[str, Any], arrivals: list[tuple[float, int]], ranks: int = 1) -> Any:
+    """Moments of first tokens: each step takes one second, all requests make 60 tokens."""
+    rows = len(arrivals)
+    prompts = np.array([tokens for _, tokens in arrivals])
+    empty = np.zeros(0, np.int64)
+    content = make_content(prompts, empty, np.zeros(rows + 1, np.int64), 16, np.arange(rows), np.arange(rows) + 100)
+    desk = DeskColumns(rows)
+    extra = {"max_output_tokens": np.full(rows, 60), "ranks": ranks}
+    spec = EngineSpec(policy, "colocated", settings, 4000, affine_cost(STEP_S), extra=extra)
+    engine = Engine(spec, content, desk.record)
+    for row, (at, tokens) in enumerate(arrivals):
+        engine.advance(at)
+        engine.submit(row, tokens, 60, at)
+    engine.advance(1e6)
+    return desk.first_token_s
+
+
+def test_prompts_wait_for_company_a_stated_number_of_steps() -> None:
+    arrivals = [(0.0, 20), (3.5, 20)]
+    assert first_tokens("tensorrt-llm", TRT, arrivals) == pytest.approx([1.0, 5.0])
+    waiting = TRT | {"batch_wait_timeout_iters": 7, "batch_wait_max_tokens_ratio": 0.5}
+    assert first_tokens("tensorrt-llm", waiting, arrivals) == pytest.approx([1.0, 12.0])
+
+
+def test_prompts_that_fill_a_step_wait_no_longer() -> None:
+    waiting = TRT | {"batch_wait_timeout_iters": 40, "batch_wait_max_tokens_ratio": 0.4}
+    found = first_tokens("tensorrt-llm", waiting, [(0.0, 20), (3.5, 20), (8.5, 20)])
+    assert found == pytest.approx([1.0, 10.0, 10.0])  # 20 + 20 + 1 of 100 tokens
+
+
+def test_ranks_wait_until_each_has_a_prompt_or_time_is_up() -> None:
+    apart = TRT | {"max_num_tokens": 200, "attention_dp_enable_balance": True, "attention_dp_timeout_iters": 10}
+    alone = [(0.0, 20), (0.0, 20), (3.5, 20)]
+    found = first_tokens("tensorrt-llm", apart, alone, ranks=2)
+    assert found[:2] == pytest.approx([1.0, 1.0])
+    assert 5.0 < found[2] <= 4.0 + 11.0  # the next step whose number ends the count
+    both = first_tokens("tensorrt-llm", apart, [*alone, (4.2, 20)], ranks=2)
+    assert both[2:] == pytest.approx([6.0, 6.0])  # now the other rank has one too
+
+
+def test_a_rank_computes_what_its_own_step_holds() -> None:
+    """Two ranks of 100 tokens each: three prompts of 60 take two steps, as one rank gets two of them."""
+    found = first_tokens("tensorrt-llm", TRT | {"max_num_tokens": 200}, [(0.0, 60)] * 3, ranks=2)
+    assert sorted(found) == pytest.approx([1.0, 1.0, 2.0])
+
+
+def test_new_requests_are_fetched_every_so_many_decode_steps() -> None:
+    arrivals = [(0.0, 20), (3.5, 20)]
+    assert first_tokens("sglang", SGLANG, arrivals) == pytest.approx([1.0, 5.0])
+    rarely = SGLANG | {"scheduler_recv_interval": 10}
+    found = first_tokens("sglang", rarely, arrivals)
+    # the step with the first prompt is followed by a look; the tenth decode step after it by the next
+    assert found == pytest.approx([1.0, 12.0])
