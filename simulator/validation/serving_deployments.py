@@ -18,6 +18,8 @@ from simulator.validation.serving_points import Group, Point
 MTP_RUNS = (("1.2.0rc6.post3", ""), ("1.1.0rc2.post2", "2026-01-14"))
 #: Prompts a step holds in Dynamo's context servers: TensorRT-LLM ``max_num_tokens``.
 CONTEXT_TOKENS = {1024: 8192, 8192: 16640}
+#: ``--max_num_tokens`` of the first script of DeepSeek-R1 fp4 (``dsr1_fp4_b200_trt_slurm.sh``, 2025-10).
+FIRST_SCRIPT_TOKENS = 2200
 
 
 def is_deepseek_on_trtllm(point: Point) -> bool:
@@ -119,6 +121,21 @@ def sequences_at_once(point: Point) -> int:
     if point.concurrency == 512 and point.measured.startswith("2025-12"):
         return SERVED_OF_512
     return 512 if point.system in ("b200_sxm", "gb200") else point.concurrency
+
+
+def is_first_fp4_script(point: Point) -> bool:
+    """Whether a run of DeepSeek-R1 fp4 on TensorRT-LLM is of the time of the first script (rows without a version)."""
+    return is_deepseek_on_trtllm(point) and point.precision == "fp4" and not point.version
+
+
+def trtllm_slots(point: Point) -> int:
+    """``max_batch_size`` of NVIDIA's own runs: one for each client.
+
+    The unquantised runs of 1.0.0rc3 served one fewer: their TTFT is longer by an answer's time over (clients - 1), at
+    8 to 64 clients, whatever the GPUs and lengths. Inferred from the runs, not published.
+    """
+    spare = point.precision == "unstated" and point.version.startswith("1.0.0rc3")
+    return max(point.concurrency - 1, 1) if spare else point.concurrency
 
 
 def has_piecewise_graphs(point: Point) -> bool:

@@ -16,12 +16,15 @@ from simulator.cluster.settings import Value
 from simulator.models.precision import Precision
 from simulator.validation.serving_deployments import (
     CONTEXT_TOKENS,
+    FIRST_SCRIPT_TOKENS,
     decode_slots,
     draft_tokens,
     expert_backend,
     has_piecewise_graphs,
     is_deepseek_on_trtllm,
+    is_first_fp4_script,
     sequences_at_once,
+    trtllm_slots,
 )
 from simulator.validation.serving_points import Point
 
@@ -177,7 +180,7 @@ def _trtllm(point: Point, role: str) -> dict[str, Any]:
     if point.origin != "inferencex":
         tokens = max(_generated_tokens(point, role), 1)
         least = tokens if role == "decode" else max(tokens, longest)
-        return found | {"max_batch_size": point.concurrency, "max_num_tokens": least}
+        return found | {"max_batch_size": trtllm_slots(point), "max_num_tokens": least}
     if point.mode == "disagg":
         if role == "prefill":
             return found | {"max_num_tokens": CONTEXT_TOKENS.get(point.input_tokens, longest)}
@@ -198,7 +201,7 @@ def _trtllm_deepseek(point: Point, longest: int, short: bool) -> dict[str, Any]:
     batch = max(point.concurrency // (parallel.dp if drafts else 1), 1)
     tokens = -(-((1 + drafts) * batch + point.input_tokens + 64) // 64) * 64
     if drafts == 0 and not hopper:
-        tokens = max(tokens, 8192)
+        tokens = max(tokens, FIRST_SCRIPT_TOKENS if is_first_fp4_script(point) else 8192)
     found: dict[str, Any] = {
         "max_num_tokens": max(tokens, longest + (1 + drafts) * batch),
         "free_gpu_memory_fraction": 0.75 if hopper else 0.7 if apart and point.precision == "fp8" else 0.8,
