@@ -151,8 +151,12 @@ def validate_serving(
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
     choose: Callable[[Point], bool] | None = None,
+    profiles: Path | None = None,
 ) -> ServingReport:
-    """Simulate the runs in ``path`` (all, or a sample) and compare. Raises InputError for a file it cannot read."""
+    """Simulate the runs in ``path`` (all, or a sample) and compare. Raises InputError for a file it cannot read.
+
+    ``profiles``: a folder with engine profiles to take in place of the shipped ones.
+    """
     table: Table = load_points(path)
     points: Sequence[Point] = [p for p in table.points if choose is None or choose(p)]
     if not points:
@@ -164,7 +168,7 @@ def validate_serving(
     # runs of one deployment follow one another: their step tables are shared
     order = sorted(points, key=lambda p: (str(p.deployment), p.concurrency))
     outcomes = []
-    for outcome in _outcomes(order, jobs):
+    for outcome in _outcomes(order, jobs, profiles):
         outcomes.append(outcome)
         if progress is not None:
             progress(len(outcomes), len(order))
@@ -176,18 +180,18 @@ def validate_serving(
     return ServingReport(tuple(outcomes), skipped)
 
 
-def _outcomes(points: Sequence[Point], jobs: int) -> Iterator[Outcome]:
+def _outcomes(points: Sequence[Point], jobs: int, profiles: Path | None) -> Iterator[Outcome]:
     if jobs <= 1:
-        yield from map(run_point, points)
+        yield from (run_point(point, profiles) for point in points)
         return
     batches = [list(batch) for batch in _batches(points)]
     with ProcessPoolExecutor(jobs) as pool:
-        for found in pool.map(_run_batch, batches):
+        for found in pool.map(_run_batch, batches, [profiles] * len(batches)):
             yield from found
 
 
-def _run_batch(points: Sequence[Point]) -> list[Outcome]:
-    return [run_point(point) for point in points]
+def _run_batch(points: Sequence[Point], profiles: Path | None) -> list[Outcome]:
+    return [run_point(point, profiles) for point in points]
 
 
 def _batches(points: Iterable[Point]) -> Iterator[list[Point]]:

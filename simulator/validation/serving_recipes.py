@@ -38,6 +38,8 @@ PROFILES = {
 UNSTATED = {"vllm": "vllm-0.19", "sglang": "sglang", "trtllm": "tensorrt-llm"}
 #: vLLM as the Llama runs on B200 were started (cudagraph_mode FULL_DECODE_ONLY).
 DECODE_GRAPHS = "vllm-0.11-decode-graphs"
+#: SGLang with DeepEP, for runs with as many attention ranks as its recipes spread experts over.
+WIDE_EXPERTS, WIDE_RANKS = "sglang-deepep", 32
 #: TensorRT-LLM whose steps with prompts run as piecewise CUDA graphs.
 PIECEWISE = "tensorrt-llm-piecewise"
 #: Multi-token prediction of DeepSeek-R1 on the benchmark's text. Acceptance: fit to TPOT of its runs with three drafts
@@ -73,6 +75,8 @@ def _profile(point: Point) -> str:
     blackwell = point.system in ("b200_sxm", "gb200")
     if point.backend == "vllm" and point.origin == "inferencex" and blackwell and point.model.startswith("llama"):
         return DECODE_GRAPHS
+    if point.backend == "sglang" and any(group.parallel.dp >= WIDE_RANKS for group in point.groups):
+        return WIDE_EXPERTS
     version = _numbers(point.version)[:2]
     if has_piecewise_graphs(point):
         return PIECEWISE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,13 +48,13 @@ class Outcome:
         return float(found / getattr(self.point, f"{metric}_mean_ms") - 1.0)
 
 
-def run_point(point: Point) -> Outcome:
-    """Simulate one run."""
+def run_point(point: Point, profiles: Path | None = None) -> Outcome:
+    """Simulate one run; ``profiles``: a folder with engine profiles to take in place of the shipped ones."""
     impossible = too_much(point)
     if impossible is not None:
         return Outcome(point, None, None, impossible)
     try:
-        plan, notes = fitting_plan_of(stated_or_published(point))
+        plan, notes = fitting_plan_of(stated_or_published(point), profiles)
         trace = requests_of(point)
         found = run_plan(plan, trace, Arrivals("closed", clients=point.concurrency)).record
     except InputError as problem:
@@ -85,23 +86,23 @@ def requests_of(point: Point) -> Trace:
     )
 
 
-def plan_of(point: Point) -> tuple[ClusterPlan, tuple[str, ...]]:
+def plan_of(point: Point, profiles: Path | None = None) -> tuple[ClusterPlan, tuple[str, ...]]:
     """The run's deployment worked out, with notes on what stands in for something else."""
-    plan = assemble(load_topology(topology_of(point)))
+    plan = assemble(load_topology(topology_of(point, profiles)))
     notes: list[str] = []
     workers = tuple(_runnable(worker, notes) for worker in plan.workers)
     return replace(plan, workers=workers), tuple(dict.fromkeys(notes))
 
 
-def fitting_plan_of(point: Point) -> tuple[ClusterPlan, tuple[str, ...]]:
+def fitting_plan_of(point: Point, profiles: Path | None = None) -> tuple[ClusterPlan, tuple[str, ...]]:
     """As ``plan_of``; a run whose weights cannot lie on the GPUs it states is planned on twice as many, and says so."""
     try:
-        return plan_of(point)
+        return plan_of(point, profiles)
     except TopologyError as problem:
         if "does not fit" not in str(problem):
             raise
     groups = tuple(replace(group, parallel=_doubled(group.parallel)) for group in point.groups)
-    plan, notes = plan_of(replace(point, groups=groups))
+    plan, notes = plan_of(replace(point, groups=groups), profiles)
     return plan, (*notes, "weights do not fit the GPUs stated; simulated with twice the tensor parallelism")
 
 
@@ -110,14 +111,15 @@ def _doubled(parallel: Parallel) -> Parallel:
     return Parallel(tp, parallel.pp, parallel.dp, tp * parallel.dp if parallel.ep > 1 else 1)
 
 
-def topology_of(point: Point) -> dict[str, Any]:
+def topology_of(point: Point, profiles: Path | None = None) -> dict[str, Any]:
     """The run as a topology."""
     recipes = [recipe_of(point, group.role) for group in point.groups]
+    profile = recipes[0].profile
     values: dict[str, Any] = {
         "name": point.point,
         "model": point.model,
         "precision": _precision(recipes[0].precision),
-        "engine": {"profile": recipes[0].profile},
+        "engine": {"profile": profile if profiles is None else str(profiles / f"{profile}.yaml")},
         "pools": [
             {
                 "name": group.role,

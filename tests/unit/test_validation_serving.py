@@ -16,6 +16,7 @@ from simulator.models.precision import Parallel
 from simulator.validation.serving import group_errors, sample_of, validate_serving
 from simulator.validation.serving_bounds import too_much
 from simulator.validation.serving_deployments import decode_slots, draft_tokens, stated_or_published
+from simulator.validation.serving_folds import cross_validated, write_scaled
 from simulator.validation.serving_points import load_points, model_name
 from simulator.validation.serving_recipes import recipe_of
 from simulator.validation.serving_runs import Outcome, requests_of, topology_of
@@ -215,6 +216,28 @@ def test_errors_of_a_group(tmp_path: Path) -> None:
     assert found.ttft_mape_percent == pytest.approx((10 + 25 + 0) / 3)
     assert found.ttft_median_ape_percent == pytest.approx(10)
     assert found.tpot_bias_percent == pytest.approx(0)
+
+
+def test_the_held_out_deployment_has_no_say_in_the_fit(tmp_path: Path) -> None:
+    """One deployment wants factor 1, the other 2: each is judged at the other's choice."""
+    rows = [{"point": f"p{tp}", "tp_size": tp, "moe_tp_size": tp} for tp in (1, 2)]
+    points = load_points(table(tmp_path, *rows)).points
+    outcomes = {
+        factor: [Outcome(p, 20.0 if p.groups[0].parallel.tp == factor else 30.0, 8.0) for p in points]
+        for factor in (1.0, 2.0)
+    }
+    everything = cross_validated(outcomes)[-1]
+    assert (everything.name, everything.deployments, everything.runs) == ("all", 2, 2)
+    assert everything.held_out_percent["ttft"] == pytest.approx((50.0, 50.0))
+    assert everything.fitted_percent["ttft"] == pytest.approx((25.0, 25.0))
+
+
+def test_scaled_profiles_can_be_run_on(tmp_path: Path) -> None:
+    path = table(tmp_path, {"backend_version": "0.19.0"})
+    slow = write_scaled(tmp_path / "slow", 3.0)
+    plain, scaled = (validate_serving(path, profiles=folder).done[0] for folder in (None, slow))
+    added_ms = float(scaled.ttft_mean_ms or 0) - float(plain.ttft_mean_ms or 0)
+    assert added_ms > 20.0  # vllm-0.19: twice 15 ms more of its front end, at least
 
 
 def test_sample_is_spread_and_repeatable(tmp_path: Path) -> None:
