@@ -34,6 +34,14 @@ def lone(tokens: int, outputs: int = 4) -> Trace:
     return Trace.from_columns([0.0], [tokens], [outputs])
 
 
+@pytest.mark.parametrize(
+    ("engine", "mode"), [("vllm", "pull"), ("sglang", "push"), ("splitwise", "layerwise"), ("tensorrt-llm", "pull")]
+)
+def test_engines_hand_over_in_their_own_way(engine: str, mode: str) -> None:
+    result = outcome(f"{ONE}/{engine}")
+    assert result.network["mode"] == mode and result.network["transfers"] == 150
+
+
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "splitwise"])
 @pytest.mark.parametrize("way", WAYS)
 def test_every_request_is_decoded_and_its_parts_add_up(way: str, engine: str) -> None:

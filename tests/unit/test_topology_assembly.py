@@ -208,3 +208,64 @@ def test_pools_sit_on_nodes_of_their_own_unless_packed() -> None:
     assert [worker.node for worker in apart.workers] == [0, 0, 1, 1]
     packed = plan_of("llama-3.1-8b/h100_sxm/2p2d", "network.placement=packed")
     assert [worker.node for worker in packed.workers] == [0, 0, 0, 0]
+
+
+def speed_of(topology: str, *overrides: str) -> float:
+    """Bytes a second of a lone transfer between the first two engines."""
+    plan = plan_of(topology, "kv_transfer.mode=pull", *overrides)
+    assert plan.transfer is not None
+    path = next(iter(plan.transfer.network.paths.values()))
+    return path.alone_bytes_per_s(plan.transfer.network.links)
+
+
+def narrowest(topology: str, name: str, *overrides: str) -> float:
+    """Capacity of the links whose names hold ``name``."""
+    transfer = plan_of(topology, *overrides).transfer
+    assert transfer is not None
+    return min((x.capacity_bytes_per_s for x in transfer.network.links if name in x.name), default=math.inf)
+
+
+def test_racks_share_their_uplinks() -> None:
+    pairs = "llama-3.1-8b/h100_sxm/16p16d"
+    card = 50e9 * 0.855
+    racks = "network.nodes_per_rack=2", "network.rack_oversubscription=4"
+    assert narrowest(pairs, "rack 0 uplink", *racks) == pytest.approx(2 * 8 * card / 4)
+    assert narrowest(pairs, "rack", "network.nodes_per_rack=4", "network.rack_oversubscription=4") == math.inf
+    assert speed_of("llama-3.1-8b/h100_sxm/1p1d", "network.nodes_per_rack=1", "network.rack_oversubscription=64") == (
+        pytest.approx(8 * card / 64)
+    )
+
+
+def test_rails_keep_traffic_of_one_place_off_the_uplinks() -> None:
+    """Engines of eight GPUs send from each card to the same one in the other node."""
+    big, narrow = "llama-3.1-70b/h100_sxm:tp8/1p1d", "network.oversubscription=8"
+    assert speed_of(big, narrow) == pytest.approx(speed_of(big) / 8)
+    assert speed_of(big, narrow, "network.rails=true") == pytest.approx(speed_of(big))
+    crossing = "llama-3.1-8b/h100_sxm/2p2d", "network.gpus_per_node=2"
+    transfer = plan_of(*crossing, narrow, "network.rails=true").transfer
+    assert transfer is not None
+    paths, links = transfer.network.paths, transfer.network.links
+    uplinks = {pair: any("uplink" in links[c.link].name for c in path.crossings) for pair, path in paths.items()}
+    assert uplinks == {(0, 2): False, (1, 3): False, (0, 3): True, (1, 2): True}
+
+
+def test_sockets_are_bound_by_cores_and_then_by_the_line() -> None:
+    def ethernet(more: str = "") -> str:
+        return f"network={{kind: ethernet, nic_gbit_per_s: 100{more}}}"
+
+    one = speed_of("1p1d", ethernet())
+    assert one == pytest.approx(1 / 0.19e-9)
+    assert speed_of("1p1d", ethernet(", cores_per_gpu: 2")) == pytest.approx(2 * one)
+    assert speed_of("1p1d", ethernet(", cores_per_gpu: 8")) == pytest.approx(12.5e9 * 0.94)
+
+
+def test_gpus_of_one_node_without_nvlink_use_pcie() -> None:
+    packed = speed_of("llama-3.1-8b/l40s/1p1d", "network.placement=packed")
+    assert packed == pytest.approx(32e9 * 0.82)
+    assert speed_of("llama-3.1-8b/h100_sxm/1p1d", "network.placement=packed") == pytest.approx(450e9 * 0.85)
+
+
+def test_a_rack_of_72_is_one_nvlink_domain() -> None:
+    assert speed_of("llama-3.1-8b/gb200/36p36d", "network={kind: nvlink}") == pytest.approx(900e9 * 0.85)
+    with pytest.raises(TopologyError, match="73 GPUs do not fit one NVLink domain of 72"):
+        plan_of("llama-3.1-8b/gb200/36p37d", "network={kind: nvlink}")
