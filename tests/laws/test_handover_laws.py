@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from simulator.cluster.assembly import assemble
-from simulator.cluster.result import COMPLETED, FAILED, RunResult
+from simulator.cluster.result import COMPLETED, FAILED, REJECTED, RunResult
 from simulator.cluster.run import Cluster, RunOptions
 from simulator.cluster.simulation import run_plan
 from simulator.cluster.topology import load_topology
@@ -119,6 +119,14 @@ def test_without_memory_where_they_are_decoded_prompts_wait_before_they_are_comp
     push, pull = (outcome(ONE, f"kv_transfer.mode={mode}", short).record for mode in ("push", "pull"))
     assert push.part_kv_wait_s.mean() > 0.2 and pull.part_kv_wait_s.mean() > 0.2
     assert push.part_queue_s.mean() < 0.1 * push.part_kv_wait_s.mean()
+
+
+@pytest.mark.parametrize("shape", ["2p1d", "1p2d"])
+@pytest.mark.parametrize("way", WAYS)
+def test_memory_for_one_prompt_at_a_time_strands_nobody(way: str, shape: str) -> None:
+    record = outcome(f"llama-3.1-8b/h100_sxm/{shape}", way, "kv_blocks=330", load="poisson:40").record
+    assert ((record.state == COMPLETED) | (record.state == REJECTED)).all()
+    assert (record.state == COMPLETED).sum() > 140
 
 
 @pytest.mark.parametrize("policy", ["fail", "recompute"])
