@@ -20,6 +20,7 @@ from simulator.errors import InputError, TopologyError, nearest
 from simulator.files import dumps, output_file, write_text
 from simulator.hardware.gpu import Gpu
 from simulator.hardware.profiles import list_gpus, load_gpu
+from simulator.kv.reuse import reuse_by_pool
 from simulator.models.catalogue import list_models, load_model
 from simulator.models.model import Model
 from simulator.models.precision import Parallel, Precision
@@ -114,7 +115,12 @@ def _trace_names() -> list[str]:
 
 def trace_facts(trace: Trace) -> Facts:
     """Counts, rate, lengths, prefixes and sessions of a trace."""
-    return {"kind": "trace", "name": trace.name, "source": trace.source, **trace.stats(), "notes": list(trace.notes)}
+    stats = trace.stats()
+    found = reuse_by_pool(trace)
+    if found:
+        pools = {f"{name}_tokens_ratio": ratio for name, ratio in found.items()}
+        stats["prefix"] = {**stats["prefix"], "found_by_an_lru_pool_of": pools}
+    return {"kind": "trace", "name": trace.name, "source": trace.source, **stats, "notes": list(trace.notes)}
 
 
 def model_facts(model: Model) -> Facts:

@@ -36,6 +36,25 @@ class Reuse:
         return self.hit_blocks / self.blocks if self.blocks else 0.0
 
 
+#: Pools whose finds ``describe`` tells, in tokens.
+POOLS = {"1M": 1e6, "3M": 3e6, "10M": 10e6, "50M": 50e6, "all": math.inf}
+#: Prefix blocks above which a trace is not replayed for a description: that would take minutes.
+MAX_BLOCKS = 2_000_000
+
+
+def reuse_by_pool(trace: Trace) -> dict[str, float]:
+    """Share of prompt tokens that an LRU pool of each size of ``POOLS`` finds, up to one that holds all.
+
+    Empty for traces without prefix blocks, and for very long ones.
+    """
+    if trace.hash_ids is None or not 0 < trace.hash_ids.size <= MAX_BLOCKS:
+        return {}
+    unique = len(np.unique(trace.hash_ids)) * trace.block_tokens
+    return {
+        name: reuse(trace, tokens).token_ratio for name, tokens in POOLS.items() if tokens < unique or name == "all"
+    }
+
+
 def reuse(trace: Trace, capacity_tokens: float = math.inf, policy: str = "lru") -> Reuse:
     """Replay the trace's prefix blocks against one pool of ``capacity_tokens`` (infinite allowed).
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from simulator.kv.eviction import PageCache
 from simulator.kv.reuse import reuse
 from simulator.metrics.summary import summarise
 from simulator.workload.arrivals import Arrivals, parse_arrivals
+from simulator.workload.load import load_trace
 from simulator.workload.trace import Trace
 
 AFFINE = {"kind": "affine", "base_s": 0.01, "per_token_s": 1e-4, "per_context_token_s": 1e-8}
@@ -308,6 +311,25 @@ def test_reuse_grows_with_the_pool_and_ends_at_all_that_repeats(trace):
     endless = reuse(trace)
     assert ratios[-1] <= endless.token_ratio
     assert endless.hit_blocks == len(trace.hash_ids) - len(np.unique(trace.hash_ids))
+
+
+PUBLISHED = {  # Mooncake (FAST 2025): blocks found of those asked for, read off a figure; tokens, from the traces
+    "conversation": ((3e6, 0.136, 0.138), (10e6, 0.285, 0.291), (np.inf, 0.366, 0.374)),
+    "synthetic": ((3e6, 0.309, 0.315), (10e6, 0.567, 0.577), (np.inf, 0.640, 0.651)),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_hit_ratios_of_one_lru_pool(name):
+    folder = Path(os.environ.get("SIMULATOR_DATA", ".")) / "traces" / "mooncake_fast25"
+    file = folder / f"{name}_trace.jsonl.gz"
+    if not file.is_file():
+        pytest.skip("SIMULATOR_DATA holds no Mooncake traces")
+    trace = load_trace(file)
+    for tokens, of_blocks, of_tokens in PUBLISHED[name]:
+        found = reuse(trace, tokens)
+        assert found.block_ratio == pytest.approx(of_blocks, abs=0.001)
+        assert found.token_ratio == pytest.approx(of_tokens, abs=0.001)
 
 
 BAD = [
