@@ -31,6 +31,8 @@ from simulator.workload.trace import Trace
 
 EIGHT = "llama-3.1-8b/h100_sxm/8c"
 PAIRS = "llama-3.1-8b/h100_sxm/8p8d"
+#: Three tiers below the prefill engines; copies to the store leave by the cards that handovers use.
+TIERS = "cache={host: {gib: 32}, ssd: {gib: 256, gbyte_per_s: 12}, pool: {gib: 1024, gbyte_per_s: 100}}"
 #: name -> topology, rate (requests/s), shape, macro-steps
 LOADS: dict[str, tuple[str, float, str, bool]] = {
     "chat-30%": (EIGHT, 0.3, "chat", True),
@@ -39,6 +41,8 @@ LOADS: dict[str, tuple[str, float, str, bool]] = {
     "chat-80%-stepper": (EIGHT, 0.8, "chat", False),
     "long-prompts": (EIGHT, 0.8, "long", True),
     "8P8D": (PAIRS, 0.8, "chat", True),
+    "8P8D-prefixes": (PAIRS, 0.8, "prefixes", True),
+    "8P8D-caches": (PAIRS, 0.8, "prefixes", True),
     "mooncake": ("llama-3.1-8b/h100_sxm/4c", 0.0, "mooncake", True),
 }
 
@@ -52,12 +56,28 @@ def drawn(shape: str, requests: int, rate: float) -> Trace:
         return Trace.from_columns(arrivals, prompts, rng.integers(5, 30, requests), name="long")
     base = load_trace("chat")
     pick = rng.integers(0, len(base), requests)
+    if shape == "prefixes":
+        return with_prefixes(arrivals, base.input_tokens[pick], base.output_tokens[pick], rng)
     return Trace.from_columns(arrivals, base.input_tokens[pick], base.output_tokens[pick], name="chat")
 
 
-def simulate(topology: str, trace: Trace, macro: bool = True) -> tuple[float, Cluster]:
+def with_prefixes(arrivals: np.ndarray, prompts: np.ndarray, outputs: np.ndarray, rng: np.random.Generator) -> Trace:
+    """Chat whose prompts begin with one of 2,000 shared prefixes, some much more often than others, over half of it."""
+    blocks = -(-prompts // 512)
+    family = rng.zipf(1.2, len(prompts)) % 2000
+    ids: list[int] = []
+    for row, (first, count) in enumerate(zip(family.tolist(), blocks.tolist(), strict=True)):
+        shared = count // 2
+        ids += [64 * first + i for i in range(shared)] + [1_000_000 + 64 * row + i for i in range(count - shared)]
+    offsets = np.concatenate([[0], np.cumsum(blocks)])
+    return Trace.from_columns(
+        arrivals, prompts, outputs, hash_ids=np.array(ids), hash_offsets=offsets, block_tokens=512, name="prefixes"
+    )
+
+
+def simulate(topology: str, trace: Trace, macro: bool = True, changes: tuple[str, ...] = ()) -> tuple[float, Cluster]:
     """CPU seconds of one run, set-up and collecting included."""
-    plan = assemble(load_topology(topology))
+    plan = assemble(load_topology(topology, changes))
     start = time.process_time()
     cluster = Cluster(plan, trace, Arrivals(), RunOptions(macro=macro))
     cluster.run()
@@ -89,9 +109,10 @@ def peak_gb() -> float:
 def one(name: str, requests: int, rate: float) -> dict[str, float | str]:
     """Measure one line in this process."""
     topology, _, shape, macro = LOADS[name]
-    simulate(topology, drawn("chat", 200, 5.0), macro)
+    changes = (TIERS,) if name == "8P8D-caches" else ()
+    simulate(topology, drawn("prefixes" if shape == "prefixes" else "chat", 200, 5.0), macro, changes)
     trace = load_trace(Path(os.environ["MOONCAKE"])) if shape == "mooncake" else drawn(shape, requests, rate)
-    seconds, cluster = simulate(topology, trace, macro)
+    seconds, cluster = simulate(topology, trace, macro, changes)
     steps = sum(worker.engine.totals().batches for worker in cluster.workers)
     return {"name": name, "requests": len(trace), "cpu_s": seconds, "steps": steps, "peak_gb": peak_gb()}
 
