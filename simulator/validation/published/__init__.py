@@ -7,12 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from simulator.errors import InputError, nearest
-from simulator.validation.published import deepep, deepseek, distserve, dynamo, mooncake, splitwise
+from simulator.validation.published import (
+    cachegen,
+    deepep,
+    deepseek,
+    distserve,
+    dynamo,
+    mooncake,
+    splitwise,
+    tensorrt_llm,
+)
 from simulator.validation.published.rows import Check, Row
 
 __all__ = ["Check", "PublishedReport", "Row", "all_rows", "chosen_rows", "validate_published"]
 
-_SYSTEMS = (deepep, deepseek, splitwise, distserve, dynamo, mooncake)
+_SYSTEMS = (deepep, deepseek, splitwise, distserve, cachegen, tensorrt_llm, dynamo, mooncake)
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def _handover_ms(engine: str, blocks: int) -> float:
 
 
 def _ttft_ms(tokens: int) -> float:
-    return 1e3 * float(np.mean(runs.ttft_s(runs.alone(_pair("vllm"), tokens, 2))))
+    return 1e3 * float(np.mean(runs.ttft_s(runs.alone(_pair("vllm"), tokens, 2).record)))
 
 
 def _hits() -> Iterator[Row]:

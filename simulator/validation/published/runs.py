@@ -33,9 +33,9 @@ def requests(count: int, inputs: int, outputs: int) -> Trace:
     return Trace.from_columns(*columns, max_output_tokens=columns[2], name="published", source="published")
 
 
-def alone(plan: ClusterPlan, inputs: int, outputs: int) -> RunRecord:
-    """Requests one after the other; the first warms nothing up, so that one would do."""
-    return run_plan(plan, requests(2, inputs, outputs), Arrivals("closed", clients=1)).record
+def alone(plan: ClusterPlan, inputs: int, outputs: int) -> RunResult:
+    """A request with the cluster to itself, and another after it."""
+    return run_plan(plan, requests(2, inputs, outputs), Arrivals("closed", clients=1))
 
 
 def ttft_s(record: RunRecord) -> Floats:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from simulator.models.precision import Parallel
+from simulator.validation.published import runs
 from simulator.validation.published.rows import Kind, Row
 from simulator.validation.published.steps import Engine
 
@@ -26,6 +28,12 @@ TABLE: dict[tuple[str, str, int], tuple[tuple[float, ...], tuple[float, ...]]] =
     ("llama-2-70b", "a100_80gb_sxm", 2): ((195, 377, 688), (59.9,)),
     ("llama-2-70b", "h100_sxm", 2): ((84, 158, 310), (37.1, 40.4, 42.0)),
 }
+#: Milliseconds of the layer-wise handover that stay visible, by GPU and Gbit/s; at the mean prompt of its code trace.
+EXPOSED = (("a100_80gb_sxm", 200, 8.0), ("h100_sxm", 400, 5.0))
+EXPOSED_PROMPT = 1500
+_WAITS = (
+    "machines there wait for one another's signals after the last layer; here only its bytes and the set-up are left"
+)
 #: Rows that host times were fitted to.
 _FIT = "host times of profile splitwise; host_speed of the A100"
 _LARGE = "a batch of 64 takes longer there than its half by more than sequences and memory explain"
@@ -44,6 +52,31 @@ def rows() -> Iterator[Row]:
             yield _row(engine, f"{name}-prompt-{size}", f"prompt of {size} tokens", ms, prompt=size)
         for batch, ms in zip(BATCHES, tokens, strict=False):
             yield _row(engine, f"{name}-token-{batch}", f"token step, batch {batch}, 512 tokens", ms, batch=batch)
+
+    for gpu, nic, ms in EXPOSED:
+        setup = (
+            f"llama-2-70b on {gpu}, TP 8, {nic} Gbit/s a GPU, prompt of {EXPOSED_PROMPT}: handover beyond the prompt"
+        )
+        yield Row(
+            f"splitwise-exposed-{gpu.split('_')[0]}", SYSTEM, "arXiv 2311.18677, figure 14", setup, "predicted", "ms",
+            ms, TOLERANCE, partial(_exposed_ms, gpu, nic), note=_WAITS,
+        )  # fmt: skip
+
+
+def _exposed_ms(gpu: str, nic_gbit_per_s: int) -> float:
+    """What is left of a layer-wise handover when its prompt is done."""
+    pools = [{"name": role, "role": role, "gpu": gpu, "parallel": {"tp": 8}} for role in ("prefill", "decode")]
+    topology = {
+        "name": "apart",
+        "model": "llama-2-70b",
+        "engine": "splitwise",
+        "pools": pools,
+        "network": {"kind": "rdma", "nic_gbit_per_s": nic_gbit_per_s},
+        "kv_transfer": {"mode": "layerwise"},
+    }
+    moments = runs.alone(runs.plan_of(topology), EXPOSED_PROMPT, 2).moments
+    assert moments is not None
+    return 1e3 * float((moments.kv_end_s - moments.prefill_end_s)[0])
 
 
 def _row(engine: Engine, name: str, work: str, ms: float, *, prompt: int = 0, batch: int = 0) -> Row:
