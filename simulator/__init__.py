@@ -29,6 +29,7 @@ _HOMES = {
     "load_trace": "simulator.workload.load",
     "Trace": "simulator.workload.trace",
     "load_topology": "simulator.cluster.topology",
+    "validate_run": "simulator.validation.measured_run",
     "SLO": "simulator.metrics.slo",
     "SimulatorError": "simulator.errors",
     "InputError": "simulator.errors",
@@ -52,6 +53,7 @@ __all__ = [
     "plan",
     "simulate",
     "sweep",
+    "validate_run",
 ]
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from simulator.planning.check import CheckResult, check
     from simulator.planning.plan import PlanResult, plan
     from simulator.planning.sweep import SweepResult, sweep
+    from simulator.validation.measured_run import validate_run
     from simulator.workload.load import load_trace
     from simulator.workload.trace import Trace
 

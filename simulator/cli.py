@@ -329,6 +329,46 @@ def _published(
     return published(only, json=json)
 
 
+@_validate.command(name="run")
+def _run(
+    *measured: str,
+    topology: str,
+    change: Annotated[tuple[str, ...], Parameter(name="--set", negative=(), show_default=False)] = (),
+    prefixes: str | None = None,
+    block_tokens: int | None = None,
+    fit: str | None = None,
+    out: str | None = None,
+    json: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    seed: int = 0,
+) -> int:
+    """Replay what your own benchmark client measured, and compare TTFT, TPOT and end-to-end latency.
+
+    Parameters
+    ----------
+    measured
+        detailed result files of vllm bench serve, AIPerf, GuideLLM or SGLang bench_serving, or an engine's request log
+    topology
+        the deployment that was measured: a YAML file, a shipped name, or MODEL/GPU/1p1d
+    change
+        change the topology: path.to.key=value; may be repeated
+    prefixes
+        the trace whose prompts were sent, where they begin alike
+    block_tokens
+        tokens of one of its prefix blocks (hash_ids), where the file does not say
+    fit
+        first fit the host times of the engine (or an explicit step time) to the files; write them to this YAML file
+    out
+        folder for comparison.json and a picture of each run
+    json
+        write the comparison as JSON to a file, or - for stdout
+    seed
+        of arrivals that have to be drawn
+    """
+    from simulator.commands.measured_run import MeasuredOptions, run
+
+    return run(measured, MeasuredOptions(topology, change, prefixes, block_tokens, fit, out, json, seed))
+
+
 @_validate.command(name="workloads")
 def _workloads(
     folder: str,

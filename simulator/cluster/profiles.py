@@ -12,6 +12,7 @@ from pydantic import Field
 
 from simulator.cluster.schema import TransferMode
 from simulator.cluster.settings import FAMILIES, Family, Value
+from simulator.cost.engine_costs import extended
 from simulator.engine.engine import POLICIES
 from simulator.errors import TopologyError, unknown
 from simulator.resources import shipped
@@ -147,7 +148,7 @@ def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     values = read_yaml(path, TopologyError)
     if "extends" not in values:
         return values
-    base = _merged(path.parent / f"{values['extends']}.yaml", (*seen, path))
+    base = _merged(extended(path, values["extends"]), (*seen, path))
     for key, value in values.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
         base[key] = {**base[key], **value} if both else value

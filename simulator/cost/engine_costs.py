@@ -149,6 +149,16 @@ def _folder() -> Path:
     return shipped("hardware_profiles") / "engines"
 
 
+def extended(path: Path, name: object) -> Path:
+    """The profile that the one at ``path`` extends: in the same folder, or else among those shipped."""
+    beside = path.parent / f"{name}.yaml"
+    if beside.is_file():
+        return beside
+    if str(name) not in list_engines():
+        raise TopologyError(unknown(f"{path}: extends", "engine profile", name, list_engines()))
+    return _folder() / f"{name}.yaml"
+
+
 def _costs(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """The file's ``costs`` over those of the profile it extends; their sources are merged as well."""
     if path in seen:
@@ -159,7 +169,7 @@ def _costs(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise TopologyError(f"{path}: costs: a mapping is needed, found {own!r}")
     if "extends" not in data:
         return own
-    base = _costs(path.parent / f"{data['extends']}.yaml", (*seen, path))
+    base = _costs(extended(path, data["extends"]), (*seen, path))
     sources = {**base.get("sources", {}), **own.get("sources", {})}
     return {**base, **own, "sources": sources}
 

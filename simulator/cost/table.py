@@ -271,7 +271,8 @@ def step_cost_record(table: StepCostTable) -> object:
 
 def prefill_rate(table: StepCostTable, tokens: int) -> float:
     """Prompt tokens a second when every step computes one fresh prompt of ``tokens`` tokens."""
-    return tokens / prompt_seconds(table, 0, tokens)
+    whole_s = prompt_seconds(table, 0, tokens)
+    return tokens / whole_s if whole_s > 0 else math.inf
 
 
 def prompt_seconds(table: StepCostTable, past: int, new: int) -> float:

@@ -77,7 +77,7 @@ def write_pictures(
     return written
 
 
-def _figure(width_in: float, height_in: float, rows: int, columns: int, **more: Any) -> tuple[Figure, Any]:
+def canvas(width_in: float, height_in: float, rows: int, columns: int, **more: Any) -> tuple[Figure, Any]:
     """A figure of its own canvas: no pyplot, so nothing global is touched and nothing is left open."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -104,7 +104,7 @@ def latency_figure(
 ) -> Figure:
     """TTFT and TPOT of every topology as cumulative shares of the counted requests, with the targets."""
     with _styled():
-        figure, axes = _figure(9.6, 4.3, 1, 2, sharey=True)
+        figure, axes = canvas(9.6, 4.3, 1, 2, sharey=True)
         handles: list[Any] = []
         for number, (run, entry) in enumerate(zip(runs, entries, strict=True)):
             values = latencies(run.record, warmup_s)
@@ -139,11 +139,7 @@ def _dress_distribution(axis: Axes, name: str, slo: SLO) -> None:
     if not any(np.size(line.get_xdata()) for line in axis.lines):
         axis.text(0.5, 0.5, "nothing to show", transform=axis.transAxes, ha="center", color=GREY)
         return
-    axis.set_xscale("log")
-    _time_axis(axis)
-    axis.set_ylim(0, 1.005)
-    axis.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
-    axis.set_yticks([0, 0.25, 0.5, 0.75, 0.9, 1.0])
+    dress_times(axis)
     limit_s = slo.targets().get(name)
     if limit_s is not None:
         axis.axvline(limit_s, color=GREY, linestyle=(0, (4, 2)), linewidth=1.2, zorder=1)
@@ -156,6 +152,15 @@ def _dress_distribution(axis: Axes, name: str, slo: SLO) -> None:
             label, (limit_s, 0.03), xytext=(-4 if left else 4, 0), textcoords="offset points", color=GREY,
             ha="right" if left else "left", fontsize=8.5,
         )  # fmt: skip
+
+
+def dress_times(axis: Axes) -> None:
+    """Axes of a cumulative distribution of times."""
+    axis.set_xscale("log")
+    _time_axis(axis)
+    axis.set_ylim(0, 1.005)
+    axis.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
+    axis.set_yticks([0, 0.25, 0.5, 0.75, 0.9, 1.0])
 
 
 def _time_axis(axis: Axes) -> None:
@@ -174,7 +179,7 @@ def parts_figure(entries: Sequence[Entry], heading: str) -> Figure:
     """Mean TTFT of each topology as a bar of its parts."""
     with _styled():
         shown = [entry for entry in entries if entry["ttft_s"]["mean"] is not None]
-        figure, axes = _figure(9.6, 2.0 + 0.42 * len(shown), 1, 1)
+        figure, axes = canvas(9.6, 2.0 + 0.42 * len(shown), 1, 1)
         axis = axes[0][0]
         places = np.arange(len(shown))
         starts = np.zeros(len(shown))
@@ -220,7 +225,7 @@ def load_figure(runs: Sequence[RunResult], names: Sequence[str], warmup_s: float
         return None
     with _styled():
         width = 9.6 if len(runs) < 3 else 3.6 * len(runs)
-        figure, axes = _figure(width, 6.4, 3, len(runs), sharex=True, sharey="row")
+        figure, axes = canvas(width, 6.4, 3, len(runs), sharex=True, sharey="row")
         rows = (("running", "running requests"), ("kv_fraction", "KV blocks in use"), ("waiting", "waiting requests"))
         for column, (run, name) in enumerate(zip(runs, names, strict=True)):
             axes[0][column].set_title(name)

@@ -1,0 +1,1 @@
+"""Result files of serving benchmark clients, each as a ``Measured`` run."""
