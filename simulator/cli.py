@@ -369,6 +369,48 @@ def _run(
     return run(measured, MeasuredOptions(topology, change, prefixes, block_tokens, fit, out, json, seed))
 
 
+@_validate.command(name="steps")
+def _steps(
+    folder: str,
+    /,
+    *,
+    change: Annotated[tuple[str, ...], Parameter(name="--set", negative=(), show_default=False)] = (),
+    json: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+) -> int:
+    """Compare lone prompts, decode steps and prompts added to a batch with those of a real engine.
+
+    Parameters
+    ----------
+    folder
+        a folder with sweep.csv, and workloads.csv for the engine's settings
+    change
+        change the topology: path.to.key=value; may be repeated
+    json
+        write the outcome as JSON to a file, or - for stdout
+    """
+    from simulator.commands.measured import engine_steps
+
+    return engine_steps(folder, change=change, json=json)
+
+
+@_validate.command(name="errors")
+def _errors(rows: str, /, *, workloads: str | None = None, out: str | None = None) -> int:
+    """Build the table of model errors from residuals of measured serving runs.
+
+    Parameters
+    ----------
+    rows
+        the JSON of `simulate validate serving`
+    workloads
+        the JSON of `simulate validate workloads`, for the errors of percentiles
+    out
+        the YAML file to write, as hardware_profiles/validation/model_error.yaml; without it, it is printed
+    """
+    from simulator.commands.measured import errors
+
+    return errors(rows, workloads=workloads, out=out)
+
+
 @_validate.command(name="workloads")
 def _workloads(
     folder: str,

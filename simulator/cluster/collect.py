@@ -43,7 +43,13 @@ def collect(cluster: Cluster, seed: int, arrivals: str) -> RunResult:
         gpu_counts[worker.gpu or "unstated"] += worker.parallel.gpus
     return RunResult(
         topology=RunTopology(
-            topology.name, plan.gpus, topology.model or "", topology.profile, topology.source, dict(gpu_counts)
+            topology.name,
+            plan.gpus,
+            topology.model or "",
+            topology.profile,
+            topology.source,
+            dict(gpu_counts),
+            not any(worker.step_cost.affine for worker in plan.workers),
         ),
         trace=cluster.trace,
         record=record,

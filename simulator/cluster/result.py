@@ -123,7 +123,8 @@ class PoolStats:
 
 @dataclass(frozen=True)
 class RunTopology:
-    """What was run, as far as a report needs to know. ``gpu_counts`` maps a GPU's name to how many there are."""
+    """What was run, as far as a report needs to know. ``gpu_counts`` maps a GPU's name to how many there are;
+    ``modelled``: step times come from a model on GPUs, none is given outright."""
 
     name: str
     gpus: int
@@ -131,6 +132,7 @@ class RunTopology:
     engine: str = ""
     source: str = ""
     gpu_counts: Mapping[str, int] = field(default_factory=dict)
+    modelled: bool = False
 
 
 @dataclass(frozen=True)

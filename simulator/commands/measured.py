@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from statistics import median, quantiles
 from typing import Any
 
 from simulator.commands.options import json_target
 from simulator.errors import InputError
 from simulator.files import dumps, output_file, write_text
 from simulator.report.terminal import plain_table, show_table
+from simulator.validation.engine_steps import KINDS, StepsReport, validate_steps
+from simulator.validation.error_table import build_error_table
 from simulator.validation.serving import GroupErrors, ServingReport, validate_serving
 from simulator.validation.serving_runs import Outcome
 from simulator.validation.workloads import METRICS, STATISTICS, WorkloadsReport, validate_workloads
@@ -37,6 +41,27 @@ def workloads(folder: str, *, change: Sequence[str], json: str | None) -> int:
     _hand_over(report.to_dict(), target)
     if target != "-":
         _print_workloads(report)
+    return 0
+
+
+def engine_steps(folder: str, *, change: Sequence[str], json: str | None) -> int:
+    """Single steps and lone prompts. Raises InputError for a folder that cannot be read."""
+    target = _target(json)
+    report = validate_steps(folder, overrides=tuple(change))
+    _hand_over(report.to_dict(), target)
+    if target != "-":
+        _print_steps(report)
+    return 0
+
+
+def errors(rows: str, *, workloads: str | None, out: str | None) -> int:
+    """The table of model errors as YAML. Raises InputError for files that cannot be read."""
+    target = None if out is None else output_file(out, "--out")
+    text = build_error_table(Path(rows), None if workloads is None else Path(workloads))
+    if target is None:
+        sys.stdout.write(text)
+    else:
+        write_text(target, text)
     return 0
 
 
@@ -128,3 +153,28 @@ def _print_workloads(report: WorkloadsReport) -> None:
     means = [f"{report.mean_error_percent(m, s):.1f} %" for m in METRICS for s in STATISTICS]
     table.add_row("mean absolute error", *means)
     show_table(Console(file=sys.stdout, highlight=False, emoji=False), table)
+
+
+def _print_steps(report: StepsReport) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=sys.stdout, highlight=False, emoji=False)
+    table = plain_table()
+    table.add_column("absolute error, %", no_wrap=True)
+    for name in ("rows", "median", "90th", "worst"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for kind in (None, *KINDS):
+        off = report.errors(kind)
+        if off:
+            ninth = quantiles(off, n=10)[8] if len(off) > 1 else off[0]
+            cells = [f"{value:.1f}" for value in (median(off), ninth, max(off))]
+            table.add_row("all rows" if kind is None else f"  {kind.replace('_', ' ')}", str(len(off)), *cells)
+    show_table(console, table)
+    console.print(Text("furthest off:"))
+    for row in sorted(report.rows, key=lambda row: -abs(row.error_percent))[:WORST]:
+        shape = f"batch {row.batch}, context {row.context_tokens}, prompt {row.prefill_tokens}"
+        figures = f"measured {row.measured_ms:.2f} ms, simulated {row.simulated_ms:.2f} ms ({row.error_percent:+.1f} %)"
+        console.print(Text(f"  {row.stage} {row.kind.replace('_', ' ')}, {shape}: {figures}"), soft_wrap=True)
+    for stage, count in report.skipped.items():
+        console.print(Text(f"skipped {count} rows of {stage}: workloads.csv does not describe it"), soft_wrap=True)

@@ -20,6 +20,7 @@ from simulator.cluster.result import (
 from simulator.errors import InputError
 from simulator.metrics.economics import cost_of, energy_of
 from simulator.metrics.latency import Bools, Latencies, good, histogram_spread, latencies, meets, spread, ttft_parts
+from simulator.metrics.model_error import model_error
 from simulator.metrics.saturation import is_saturated
 from simulator.metrics.slo import SLO
 
@@ -60,6 +61,7 @@ def summarise(run: RunResult, slo: SLO | None = None, warmup_s: float = 0.0) -> 
     rates = _token_rates(entry)
     entry["cost"], entry["energy"] = cost_of(run, *rates), energy_of(run, *rates)
     entry["saturated"] = saturated
+    entry["model_error"] = model_error(run, entry)
     entry["reasons"] = _reasons(run, values)
     entry["warnings"] = [*run.warnings, *_warnings(entry, run, warmup_s), *_strangers(values, slo)]
     tenants = _tenants(run, values, slo)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from simulator.metrics.slo import SLO, TARGETS
 from simulator.metrics.summary import Entry, per_gpu
-from simulator.metrics.wording import figures, listed, percent, rate, seconds, target
+from simulator.metrics.wording import figures, listed, percent, rate, seconds, target, within
 
 Same = Callable[[float, float], bool]
 
@@ -35,13 +35,48 @@ def verdict(entries: Sequence[Entry], slo: SLO, same: Same) -> str:
     # the caveat comes first where it holds for every figure that follows
     place = 0 if all(entry["saturated"] for entry in entries) else len(said)
     said.insert(place, _saturation(entries))
+    said += [_model_errors(entries), *(_outside(entry) for entry in entries)]
     return " ".join(sentence for sentence in said if sentence)
+
+
+def with_error(entry: Entry, key: str, spread: str) -> str:
+    """A latency with the model's error, where there is one: ``412 ms (± 14 %)``."""
+    value, error = entry[f"{key}_s"][spread], entry.get("model_error")
+    if error is None or value is None or f"{key}_percent" not in error:
+        return seconds(value)
+    return f"{seconds(value)} ({within(error[f'{key}_percent'][spread])})"
+
+
+def _model_errors(entries: Sequence[Entry]) -> str:
+    """Where the intervals come from, once for each regime."""
+    regimes: dict[str, list[str]] = {}
+    for entry in entries:
+        error = entry.get("model_error")
+        if error is not None:
+            words = [word for word in error["taken_from"].values() if word not in ("any", "measured")]
+            text = (
+                f"{percent(error['share'])} of {error['runs']:,} measured runs ({', '.join(words) or 'of all kinds'})"
+            )
+            regimes.setdefault(text, []).append(entry["name"])
+    if not regimes:
+        return ""
+    if len(regimes) == 1:
+        return f"Model error in brackets: it held for {next(iter(regimes))}."
+    texts = [f"{text} for {listed(names)}" for text, names in regimes.items()]
+    return f"Model error in brackets: it held for {'; '.join(texts)}."
+
+
+def _outside(entry: Entry) -> str:
+    error = entry.get("model_error")
+    if error is None or not error["outside"]:
+        return ""
+    return f"{entry['name']} is far from everything measured: {listed(error['outside'])}; its errors may be larger."
 
 
 def _alone(entry: Entry, slo: SLO) -> str:
     if not entry["completed"]:
         return f"{entry['name']} completed none of {entry['requests']:,} requests."
-    spread = ", ".join(f"{label} p99 {seconds(entry[f'{key}_s']['p99'])}" for key, label in _LATENCIES.items())
+    spread = ", ".join(f"{label} p99 {with_error(entry, key, 'p99')}" for key, label in _LATENCIES.items())
     if not slo:
         return f"{entry['name']}: {spread}; no targets were given (--slo), so none are judged."
     missed = _hardest(entry)

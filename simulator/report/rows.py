@@ -10,6 +10,7 @@ from typing import Any
 from simulator.metrics.compare import best
 from simulator.metrics.slo import TARGETS
 from simulator.metrics.summary import Entry, per_gpu
+from simulator.metrics.verdict import with_error
 from simulator.metrics.wording import count, percent, rate, seconds
 
 Cell = Callable[[Entry], str]
@@ -81,10 +82,19 @@ def _latencies(entries: Sequence[Entry]) -> Iterator[Row]:
         opens = key != "itl"
         for spread in ("p99",) if key == "itl" else ("p50", "p99", "mean"):
             if any(entry[f"{key}_s"][spread] is not None for entry in entries):
-                yield Row(f"{label} {spread}", _at(seconds, f"{key}_s", spread), f"{key}_{spread}", opens)
+                yield Row(f"{label} {spread}", _latency(key, spread), f"{key}_{spread}", opens)
                 opens = False
         if key == "ttft":
             yield from _parts(entries)
+
+
+def _latency(key: str, spread: str) -> Cell:
+    """A latency, with the model's error where it is known: ``412 ms (± 14 %)``."""
+
+    def cell(entry: Entry) -> str:
+        return with_error(entry, key, spread)
+
+    return cell
 
 
 def _parts(entries: Sequence[Entry]) -> Iterator[Row]:

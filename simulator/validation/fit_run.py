@@ -34,6 +34,8 @@ LOOKED_AT = (("ttft", "p50", 1.0), ("tpot", "p50", 1.0), ("ttft", "p90", 0.5), (
 #: Errors beyond this share pull less than in proportion.
 SOFT_SHARE = 0.1
 EVALUATIONS = 40
+#: Steps of the differences that slopes are taken from.
+LONG, SHORT = 0.2, 0.05
 
 
 @dataclass(frozen=True)
@@ -92,26 +94,23 @@ def fit_runs(
     scales = np.array([target.scales[key] for key in target.scales])
     count = 0
 
+    # a step of the differences is a share of the value, and must not vanish where it is small: values count from 1
     def errors(x: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
         nonlocal count
         count += 1
         if progress is not None:
             progress(count)
-        with target.with_values(dict(zip(target.scales, x * scales, strict=True))) as changed:
+        with target.with_values(dict(zip(target.scales, (x - 1.0) * scales, strict=True))) as changed:
             return np.concatenate([_residuals(run, changed, seed) for run in runs])
 
     first = np.array([start[key] for key in target.scales]) / scales
-    found = least_squares(
-        errors,
-        np.maximum(first, 1e-3),
-        bounds=(0.0, np.inf),
-        loss="soft_l1",
-        f_scale=SOFT_SHARE,
-        diff_step=0.02,
-        x_scale=np.maximum(first, 0.1),
-        max_nfev=EVALUATIONS,
-    )
-    after = {key: float(f"{value:.4g}") for key, value in zip(target.scales, found.x * scales, strict=True)}
+    # near first, with long differences that look over the steps of a schedule; then without what outliers pull
+    x = 1.0 + np.maximum(first, 1e-3)
+    for loss, difference in (("linear", LONG), ("soft_l1", SHORT)):
+        x = least_squares(
+            errors, x, bounds=(1.0, np.inf), loss=loss, f_scale=SOFT_SHARE, diff_step=difference, max_nfev=EVALUATIONS
+        ).x
+    after = {key: float(f"{value:.4g}") for key, value in zip(target.scales, (x - 1.0) * scales, strict=True)}
     before = {key: float(value) for key, value in start.items()}
     tables = []
     for values in (before, after):

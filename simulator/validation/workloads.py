@@ -19,16 +19,14 @@ from simulator.cluster.assembly import assemble
 from simulator.cluster.simulation import run_plan
 from simulator.cluster.topology import load_topology
 from simulator.errors import InputError
+from simulator.validation.routing import profile_of
 from simulator.validation.tables import read_table, rows_of
 from simulator.workload.arrivals import Arrivals
 from simulator.workload.trace import Trace
 
-PROFILE = "vllm-0.25"
-#: Models whose random weights made greedy decoding repeat one token, seen in their decode steps.
-ONE_TOKEN = {"deepseek-v2-lite": "vllm-0.25-one-token"}
 STATISTICS = ("mean", "p50", "p90", "p99")
 METRICS = ("ttft", "tpot")
-_NEEDED = (
+NEEDED = (
     "stage",
     "workload",
     "model",
@@ -98,13 +96,14 @@ def device_profile(name: str, place: str) -> str:
     raise InputError(f"{place}: gpu '{name}' is not known; allowed: names with {', '.join(w for w, _ in _DEVICES)}")
 
 
-def workload_topology(row: Mapping[str, Any], place: str) -> dict[str, Any]:
+def workload_topology(row: Mapping[str, Any], place: str, folder: Path) -> dict[str, Any]:
     """The topology of one measured run: its engine's settings and KV blocks, nothing else."""
+    gpu = device_profile(str(row["gpu"]), place)
     return {
         "name": f"{row['stage']}.{row['workload']}",
         "model": str(row["model"]),
         "engine": {
-            "profile": ONE_TOKEN.get(str(row["model"]), PROFILE),
+            "profile": profile_of(row, gpu, folder, place),
             "num_gpu_blocks_override": int(row["kv_blocks"]),
             "block_size": int(row["block_size"]),
             "prefix_caching": _flag(row["prefix_caching"]),
@@ -113,7 +112,7 @@ def workload_topology(row: Mapping[str, Any], place: str) -> dict[str, Any]:
             "async_scheduling": _flag(row["async_scheduling"]),
             "max_model_len": int(row["max_model_len"]),
         },
-        "pools": [{"name": "engine", "role": "colocated", "gpu": device_profile(str(row["gpu"]), place)}],
+        "pools": [{"name": "engine", "role": "colocated", "gpu": gpu}],
     }
 
 
@@ -153,7 +152,7 @@ def replay(row: Mapping[str, Any], folder: Path, overrides: tuple[str, ...] = ()
     """Replay one run and compare; ``overrides`` change the topology (``path.to.key=value``)."""
     place = f"{folder / 'workloads.csv'}: {row['stage']}.{row['workload']}"
     trace = requests_trace(folder / f"{row['stage']}.{row['workload']}.requests.csv.gz")
-    plan = assemble(load_topology(workload_topology(row, place), overrides))
+    plan = assemble(load_topology(workload_topology(row, place, folder), overrides))
     record = run_plan(plan, trace, Arrivals()).record
     ttft = record.first_token_s - record.arrival_s
     several = record.output_tokens > 1
@@ -197,7 +196,7 @@ def validate_workloads(
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    table = read_table(folder / "workloads.csv", _NEEDED)
+    table = read_table(folder / "workloads.csv", NEEDED)
     results = []
     for row in rows_of(table):
         if progress is not None:
