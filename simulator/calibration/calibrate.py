@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simulator.calibration.fit import Fitted
+from simulator.calibration.link_fit import LinkFit, host_links, interference, peer_links, write_link
 from simulator.calibration.measure.ops import Ops
 from simulator.calibration.measure.plan import Plan, read_plan, tiny_plan
-from simulator.calibration.measure.run import GROUPS, Budget, measure, store_at
-from simulator.calibration.measured import MACHINE, read_measured, write_tables
+from simulator.calibration.measure.run import GROUPS, RANKS, Budget, measure, store_at
+from simulator.calibration.measured import MACHINE, Measured, read_measured, write_tables
 from simulator.calibration.measured_fit import base_of, write_gpu
 from simulator.errors import InputError, unknown
+from simulator.hardware.gpu import Gpu
+from simulator.hardware.profiles import load_gpu
 from simulator.resources import shipped
 
 #: Whose datasheet stands in where a CPU plays the GPU.
@@ -50,16 +53,40 @@ def calibrate(asked: Calibration, tell: Callable[[str], None]) -> list[Fitted]:
         _measure(asked, folder, tell)
     measured = read_measured(folder)
     like = asked.like or (TINY_LIKE if asked.tiny else None)
-    kernels = write_gpu(measured, base_of(measured, like), asked.out)
+    base = base_of(measured, like)
+    kernels = write_gpu(measured, base, asked.out)
+    for path, fit in _write_links(measured, load_gpu(base), asked.out).items():
+        tell(f"{path.name}: {_words(fit)}")
+    for (method, work, side, timed), factor in interference(measured).items():
+        tell(f"copies by {method} beside {work} on the {side}: {timed} takes {factor:.2f} times as long")
     if asked.rows is None:
         write_tables(measured, folder)
     return kernels
 
 
+def _write_links(measured: Measured, gpu: Gpu, out: Path) -> dict[Path, LinkFit]:
+    """A link profile of the host's link and, with a second GPU, of that between them, where they were measured."""
+    chosen = {"host_to_device/calls": ("pcie", gpu.pcie_bandwidth_bytes_per_s)}
+    chosen["peer/calls"] = ("nvlink", gpu.nvlink_bandwidth_bytes_per_s)
+    found = {}
+    for fit in (*host_links(measured), *peer_links(measured)):
+        if fit.name in chosen:
+            kind, line_rate = chosen[fit.name]
+            path = out.with_name(f"{out.stem}.{kind}.yaml")
+            write_link(fit, kind, line_rate, measured.about, path)
+            found[path] = fit
+    return found
+
+
+def _words(fit: LinkFit) -> str:
+    rate = f"{fit.bandwidth_bytes_per_s / 1e9:.1f} GB/s"
+    return f"{fit.setup_s * 1e6:.1f} us to begin, {fit.per_piece_s * 1e6:.2f} us a piece, {rate}"
+
+
 def _check(asked: Calibration) -> None:
     if asked.out.suffix.lower() not in (".yaml", ".yml"):
         raise InputError(f"--out: '{asked.out}' is no profile's name; write a file that ends in .yaml")
-    known = [group.name for group in GROUPS]
+    known = [*(group.name for group in GROUPS), RANKS]
     for name in asked.groups:
         if name not in known:
             raise InputError(unknown("--groups", "group", name, known))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 
 from simulator.calibration.measure.cases import STEADY_TOKENS, Group, numbers
@@ -18,7 +19,16 @@ CHOICES = 8
 class StepRun:
     """Buffers and launches of one step. Rows: one of each decoding sequence, then those of the chunk."""
 
-    def __init__(self, ops: Ops, model: ModelShape, case: StepCase, library: str = OWN) -> None:
+    def __init__(
+        self,
+        ops: Ops,
+        model: ModelShape,
+        case: StepCase,
+        library: str = OWN,
+        reduce: Callable[[Array], object] | None = None,
+    ) -> None:
+        """``reduce`` sums partial activations over tensor-parallel ranks, ``model`` being one rank's part."""
+        self.reduce = reduce
         self.ops, self.model, self.case, self.library = ops, model, case, library
         self.joint = library != OWN and bool(case.seqs and case.new)  # one launch for decodes and chunk
         tokens = case.seqs + case.new
@@ -88,6 +98,7 @@ class StepRun:
         ops.write_cache(self.qkv, m.q_heads, decoding, self.slots)
         self._attend(decoding, chunk)
         self._multiply(self.attended, self.x, index)
+        self._sum()
         ops.add_norm(self.x, self.residual, self.norm, self.normed)
         self._feed_forward(index)
 
@@ -110,6 +121,7 @@ class StepRun:
             self._multiply(self.normed, self.wide, index)
             ops.activate(self.wide, self.narrow)
             self._multiply(self.narrow, self.x, index)
+            self._sum()
             return
         self._multiply(self.normed, self.router, index)
         # tokens of random weights grow alike, and would all choose the same experts: choices are drawn apart
@@ -117,6 +129,10 @@ class StepRun:
         up = ops.weights((m.experts, 2 * m.expert_ffn, m.hidden), "bf16", index)
         down = ops.weights((m.experts, m.hidden, m.expert_ffn), "bf16", index)
         ops.experts(self.normed, self.chosen, self.shares, (up, down), self.x)
+
+    def _sum(self) -> None:
+        if self.reduce is not None:
+            self.reduce(self.x)
 
     def _multiply(self, x: Array, out: Array, index: int) -> None:
         self.ops.matmul(x, self.ops.weights((out.shape[1], x.shape[1]), "bf16", index), out)

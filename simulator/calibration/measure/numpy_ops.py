@@ -10,6 +10,8 @@ from itertools import pairwise
 import numpy as np
 
 from simulator.calibration.measure.ops import OWN, Array, Paged, Timing, Work
+from simulator.calibration.measure.plan import Plan
+from simulator.calibration.measure.store import Row
 from simulator.calibration.measure.timing import wall_clock
 
 _ROTARY_BASE, _EPSILON = 5e5, 1e-6
@@ -40,6 +42,12 @@ class NumpyOps:
 
     def errors(self) -> dict[str, float]:
         return {}
+
+    def gpus(self) -> int:
+        return 2
+
+    def peer(self, index: int) -> NumpyOps:
+        return self
 
     def memory_bytes(self) -> int:
         return 2**28
@@ -169,12 +177,15 @@ class NumpyOps:
     def device_buffer(self, size: int) -> Array:
         return np.ones(size, dtype=np.uint8)
 
-    def copy_bytes(self, source: Array, target: Array, moves: Sequence[tuple[int, int, int]]) -> None:
+    def copy_bytes(self, source: Array, target: Array, moves: Sequence[tuple[int, int, int]], streams: int = 1) -> None:
         for a, b, size in moves:
             target[b : b + size] = source[a : a + size]
 
     def gather_bytes(self, source: Array, target: Array, block: int, order: Array) -> None:
         target.reshape(-1, block)[: order.size] = source.reshape(-1, block)[order]
+
+    def ranks(self, plan: Plan) -> list[Row]:
+        return []
 
     def time(self, work: Work, seconds: float) -> Timing:
         return wall_clock(work, seconds)

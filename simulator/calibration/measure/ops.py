@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from simulator.calibration.measure.plan import Plan
+from simulator.calibration.measure.store import Row
+
 #: The kernels that come with this program.
 OWN = "own"
 #: An array of whatever library the machine has.
@@ -31,12 +34,15 @@ class Timing:
 class Work:
     """Something to time. ``run(i)`` does it once on the ``i``-th of ``copies`` sets of data, so that caches do not
     flatter. ``eager``: launch by launch from the host, not replayed from a graph. ``steady``: timed again after a while
-    of the same work, at the clocks that power allows for long: work that computes much is faster in a short burst."""
+    of the same work, at the clocks that power allows for long: work that computes much is faster in a short burst.
+    ``beside``: a machine and what runs there all the while. ``on``: the GPU that runs it, if not the first."""
 
     run: Callable[[int], None]
     copies: int = 1
     eager: bool = False
     steady: bool = False
+    beside: tuple[Ops, Work] | None = None
+    on: Ops | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,12 @@ class Ops(Protocol):
 
     def errors(self) -> dict[str, float]:
         """Error of each kernel beside a plain one, as a fraction of the result's norm; empty if all are plain."""
+
+    def gpus(self) -> int:
+        """GPUs that reach each other."""
+
+    def peer(self, index: int) -> Ops:
+        """The machine through another of its GPUs."""
 
     def memory_bytes(self) -> int:
         """Memory of the device."""
@@ -153,11 +165,14 @@ class Ops(Protocol):
     def device_buffer(self, size: int) -> Array:
         """Bytes in device memory."""
 
-    def copy_bytes(self, source: Array, target: Array, moves: Sequence[tuple[int, int, int]]) -> None:
-        """One copy a (source offset, target offset, bytes), started from the host."""
+    def copy_bytes(self, source: Array, target: Array, moves: Sequence[tuple[int, int, int]], streams: int = 1) -> None:
+        """One copy a (source offset, target offset, bytes), started from the host, dealt out over ``streams``."""
 
     def gather_bytes(self, source: Array, target: Array, block: int, order: Array) -> None:
         """One kernel that copies ``block`` bytes for each entry of ``order`` from its place to the next one."""
+
+    def ranks(self, plan: Plan) -> list[Row]:
+        """Rows of several processes with a GPU each; none where there are no such."""
 
     def time(self, work: Work, seconds: float) -> Timing:
         """Time the work for about ``seconds``."""

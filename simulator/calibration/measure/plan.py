@@ -119,9 +119,9 @@ def tiny_plan() -> Plan:
         moe_skews=(0.0, 1.2),
         element_tokens=(1, 4, 16),
         steps=(StepCase(1, 16), StepCase(4, 16), StepCase(2, 8, 8, 0), StepCase(2, 8, 8, 16)),
-        copy_blocks=((1024, 4), (1024, 16), (4096, 4)),
+        copy_blocks=((1024, 1), (1024, 4), (1024, 16), (4096, 1), (4096, 4), (4096, 16), (16384, 1), (16384, 4)),
         stream_bytes=(65536,),
         peak_size=64,
-        peer_bytes=(4096, 65536),
+        peer_bytes=(4096, 16384, 65536, 262144, 1048576),
         collective_bytes=(4096, 65536),
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from simulator.calibration.measure import attention, copies, elements, gemm, layer, machine, moe
+from simulator.calibration.measure import attention, copies, elements, gemm, layer, machine, moe, peers
 from simulator.calibration.measure.cases import Group
 from simulator.calibration.measure.machine import steady_power
 from simulator.calibration.measure.ops import Ops
@@ -28,8 +28,12 @@ GROUPS = (
     attention.DENSE,
     gemm.GEMM_FP8,
     layer.LAYERS,
+    peers.PEERS,
+    peers.INTERFERENCE,
     machine.POWER,
 )
+#: The group of what takes several processes.
+RANKS = "ranks"
 #: Seconds each case is timed for.
 CASE_S = 0.015
 
@@ -46,11 +50,13 @@ def measure(
     ops: Ops, plan: Plan, store: Store, budget: Budget, tell: Callable[[str], None], names: Iterable[str]
 ) -> None:
     """Measure the groups ``names`` (all if empty) that are not in the store yet."""
-    chosen = [g for g in GROUPS if g.name in set(names)] or list(GROUPS)
+    chosen = [g for g in GROUPS if g.name in set(names)] or ([] if RANKS in set(names) else list(GROUPS))
     end = time.monotonic() + budget.total_s
     for group in chosen:
         left = min(budget.group_s, end - time.monotonic())
         tell(_group(ops, plan, group, store, left))
+    if not set(names) or RANKS in set(names):
+        tell(_ranks(ops, plan, store))
 
 
 def _group(ops: Ops, plan: Plan, group: Group, store: Store, seconds: float) -> str:
@@ -76,6 +82,17 @@ def _group(ops: Ops, plan: Plan, group: Group, store: Store, seconds: float) -> 
         store.add("group", {"name": group.name, "at": len(store.rows)}, about)
     lost = f", {failed} failed" if failed else ""
     return f"{group.name}: {done} of {len(cases)} cases in {took:.0f} s{lost}"
+
+
+def _ranks(ops: Ops, plan: Plan, store: Store) -> str:
+    """What takes several processes: all of it at once, unless it is there already."""
+    if any(row["group"] in ("collectives", "tp_step") for row in store.rows):
+        return f"{RANKS}: there already"
+    rows = ops.ranks(plan)
+    for row in rows:
+        values = {name: value for name, value in row.items() if name not in ("group", "case")}
+        store.add(str(row["group"]), row["case"], values)  # type: ignore[arg-type]
+    return f"{RANKS}: {len(rows)} cases"
 
 
 def _one(plan: Plan, ops: Ops, group: Group, case: dict[str, object]) -> dict[str, object]:

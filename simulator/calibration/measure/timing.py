@@ -19,11 +19,12 @@ def summary(samples: Sequence[float]) -> Timing:
     return Timing(float(median), float(q25), float(q75), len(samples))
 
 
-def wall_clock(work: Work, seconds: float) -> Timing:
-    """Time the work on the host's clock, once to warm up and then a few times."""
-    work.run(0)
+def wall_clock(work: Work, seconds: float, *, count: int | None = None) -> Timing:
+    """Time the work on the host's clock: once to warm up and then a few times, or just ``count`` times."""
+    if count is None:
+        work.run(0)
     samples: list[float] = []
-    while len(samples) < FEWEST or (len(samples) < MOST and sum(samples) < seconds):
+    while len(samples) < (count or FEWEST) or (count is None and len(samples) < MOST and sum(samples) < seconds):
         start = time.perf_counter()
         work.run(len(samples) % work.copies)
         samples.append(max(time.perf_counter() - start, 1e-9))

@@ -5,19 +5,21 @@ from __future__ import annotations
 import ctypes
 import math
 import platform
-import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from simulator.calibration.measure import torch_kernels
 from simulator.calibration.measure.check import flash_errors, kernel_errors
+from simulator.calibration.measure.cuda_calls import memcpy, smi
 from simulator.calibration.measure.flash3 import Flash3, find_library
 from simulator.calibration.measure.ops import OWN, Array, Paged, Timing, Work
+from simulator.calibration.measure.plan import Plan
+from simulator.calibration.measure.store import Row
 from simulator.calibration.measure.timing import summary, wall_clock
 
 _TYPES = {
@@ -50,6 +52,8 @@ class TorchOps:
         self.device = torch.device(device)
         torch.manual_seed(seed)
         self._kernels = torch_kernels.choose(self.kind)
+        self._sides: list[torch.cuda.Stream] = []
+        self._peers: dict[int, TorchOps] = {}
         path = find_library(flash) if self.kind == "cuda" else None
         self._flash = Flash3(path) if path is not None else None
 
@@ -72,15 +76,26 @@ class TorchOps:
                 "sms": about.multi_processor_count,
                 "memory_bytes": about.total_memory,
                 "l2_bytes": about.L2_cache_size,
-                "driver": (_smi("driver_version,power.limit,clocks.max.sm,clocks.max.mem") or ["unknown"]),
+                "driver": (smi("driver_version,power.limit,clocks.max.sm,clocks.max.mem") or ["unknown"]),
             }
         return found
 
     def state(self) -> dict[str, float]:
-        values = _smi(_QUERY) if self.kind == "cuda" else None
+        values = smi(_QUERY) if self.kind == "cuda" else None
         with suppress(ValueError):
             return dict(zip(_STATE, [float(v) for v in values or ()], strict=False))
         return {}
+
+    def gpus(self) -> int:
+        return torch.cuda.device_count() if self.kind == "cuda" else 2
+
+    def peer(self, index: int) -> TorchOps:
+        if self.kind != "cuda":
+            return self
+        if index not in self._peers:
+            self._peers[index] = TorchOps(f"cuda:{index}")
+            torch.ones(1, device=self.device).to(f"cuda:{index}")  # lets kernels reach the other's memory
+        return self._peers[index]
 
     def memory_bytes(self) -> int:
         return int(torch.cuda.get_device_properties(self.device).total_memory) if self.kind == "cuda" else 2**28
@@ -236,12 +251,30 @@ class TorchOps:
     def device_buffer(self, size: int) -> Array:
         return torch.ones(size, dtype=torch.uint8, device=self.device)
 
-    def copy_bytes(self, source: Array, target: Array, moves: Sequence[tuple[int, int, int]]) -> None:
+    def copy_bytes(self, source: Array, target: Array, moves: Sequence[tuple[int, int, int]], streams: int = 1) -> None:
         if self.kind != "cuda":
             for a, b, size in moves:
                 target[b : b + size] = source[a : a + size]
-            return
-        call, stream = _memcpy(), ctypes.c_void_p(torch.cuda.current_stream(self.device).cuda_stream)
+        elif streams == 1:
+            self._copy(source, target, moves)
+        else:
+            start, sides = torch.cuda.Event(), self._side_streams(streams)
+            start.record()
+            for i, side in enumerate(sides):
+                side.wait_event(start)
+                with torch.cuda.stream(side):
+                    self._copy(source, target, moves[i::streams])
+                    done = torch.cuda.Event()
+                    done.record()
+                torch.cuda.current_stream(self.device).wait_event(done)
+
+    def _side_streams(self, count: int) -> list[torch.cuda.Stream]:
+        while len(self._sides) < count:
+            self._sides.append(torch.cuda.Stream(self.device))
+        return self._sides[:count]
+
+    def _copy(self, source: Array, target: Array, moves: Sequence[tuple[int, int, int]]) -> None:
+        call, stream = memcpy(), ctypes.c_void_p(torch.cuda.current_stream(self.device).cuda_stream)
         src, dst = source.data_ptr(), target.data_ptr()
         for a, b, size in moves:
             failed = call(ctypes.c_void_p(dst + b), ctypes.c_void_p(src + a), ctypes.c_size_t(size), 4, stream)
@@ -252,6 +285,17 @@ class TorchOps:
         self._kernels.gather(source, target, block, order)
 
     # -- timing --------------------------------------------------------------------------------------------------
+
+    def ranks(self, plan: Plan) -> list[Row]:
+        from simulator.calibration.measure.ranks import measure_ranks
+
+        return measure_ranks(self.kind, plan) if self.gpus() > 1 else []
+
+    def repeat(self, run: Callable[[], None], count: int) -> Timing:
+        """Time ``count`` runs, launch by launch."""
+        if self.kind == "cuda":
+            return summary(self._event_seconds(run, count))
+        return summary([wall_clock(Work(lambda i: run()), 0.0, count=1).median_s for _ in range(count)])
 
     def finish(self) -> None:
         if self._flash is not None:
@@ -264,6 +308,33 @@ class TorchOps:
     def time(self, work: Work, seconds: float) -> Timing:
         if self.kind != "cuda":
             return wall_clock(work, seconds)
+        if work.on is not None and work.on is not self:
+            return work.on.time(replace(work, on=None), seconds)
+        with torch.cuda.device(self.device):
+            return self._timed(work, seconds) if work.beside is None else self._timed_beside(work, seconds)
+
+    def _timed_beside(self, work: Work, seconds: float) -> Timing:
+        """Time the work while replays of the other are queued on a stream of its own, enough for all samples."""
+        assert work.beside is not None
+        other, load = work.beside
+        assert isinstance(other, TorchOps)
+        alone = other.time(load, seconds)
+        with torch.cuda.device(other.device):
+            graph, launches = other._graph(load, alone.median_s)
+            stream = torch.cuda.Stream(other.device)
+        rough = self.time(replace(work, beside=None), seconds).median_s
+        mine, count = self._graph(work, rough)
+        samples = max(FEWEST, min(MOST_SAMPLES, int(seconds / (rough * count))))
+        # slowed down by up to three times each, the load still outlasts the samples
+        replays = math.ceil(10 * samples * rough * count / (alone.median_s * launches)) + 2
+        with torch.cuda.device(other.device), torch.cuda.stream(stream):
+            for _ in range(replays):
+                graph.replay()
+        found = summary([s / count for s in self._event_seconds(mine.replay, samples)])
+        torch.cuda.synchronize(other.device)
+        return found
+
+    def _timed(self, work: Work, seconds: float) -> Timing:
         for i in range(2):
             work.run(i % work.copies)
         rough = self._event_seconds(lambda: work.run(0), 2)[-1]
@@ -308,23 +379,3 @@ class TorchOps:
                 graph.capture_end()
         torch.cuda.synchronize(self.device)
         return graph, launches
-
-
-def _smi(query: str) -> list[str] | None:
-    """Values of ``nvidia-smi`` for the first GPU; None where it cannot be asked."""
-    try:
-        asked = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", "--id=0"]
-        text = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return [part.strip() for part in text.strip().split(",")]
-
-
-@cache
-def _memcpy() -> Callable[..., int]:
-    """``cudaMemcpyAsync`` of the CUDA runtime torch has loaded."""
-    major = str(torch.version.cuda).split(".", maxsplit=1)[0]
-    for name in (f"libcudart.so.{major}", "libcudart.so"):
-        with suppress(OSError):
-            return ctypes.CDLL(name).cudaMemcpyAsync
-    raise RuntimeError("the CUDA runtime library is not loaded")

@@ -1,0 +1,117 @@
+"""Links from measured copies: time to begin, time a piece, bandwidth; what copies and other work cost each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+from numpy.typing import NDArray
+
+from simulator.calibration.measured import Measured
+from simulator.errors import InputError
+
+Floats = NDArray[np.float64]
+US = 1e-6
+#: Rows a fit of three numbers needs, and the share of them held back to measure its error.
+LEAST_ROWS, HELD_BACK = 8, 0.2
+#: One setup may take up to this long, one piece too.
+MOST_S = 1e-2
+
+
+@dataclass(frozen=True)
+class LinkFit:
+    """``setup_s + pieces * per_piece_s + bytes / bandwidth_bytes_per_s``; relative errors on a fifth of the rows that a
+    fit on the others does not see."""
+
+    name: str
+    setup_s: float
+    per_piece_s: float
+    bandwidth_bytes_per_s: float
+    rows: int
+    held_back: Floats
+
+
+def _terms(pieces: Floats, size: Floats, seconds: Floats) -> Floats:
+    """Setup, seconds a piece, seconds a byte that bring the sum closest to the measured times, in the logarithm."""
+    try:
+        from scipy.optimize import least_squares
+    except ImportError:  # pragma: no cover - scipy is a development dependency
+        raise InputError("fitting links needs scipy: pip install scipy") from None
+    per_byte = float(np.min(seconds / size))
+    scale = np.array([float(np.min(seconds)), float(np.min(seconds / pieces)), per_byte])
+
+    def misfit(x: Floats) -> Floats:
+        found: Floats = np.log(x[0] * scale[0] + x[1] * scale[1] * pieces + x[2] * scale[2] * size) - np.log(seconds)
+        return found
+
+    bounds = (np.array([0.0, 0.0, 1e-3]), np.array([MOST_S, MOST_S, 1.0]) / np.array([scale[0], scale[1], 1e-3]))
+    found: Floats = least_squares(misfit, [0.5, 0.5, 1.0], bounds=bounds, loss="soft_l1", f_scale=0.1).x * scale
+    return found
+
+
+def fit_link(name: str, table: pd.DataFrame, seed: int = 0) -> LinkFit:
+    """Fit rows with columns ``pieces``, ``bytes`` and ``median_us``. Raises InputError for too few."""
+    if len(table) < LEAST_ROWS:
+        raise InputError(f"link {name}: {len(table)} rows; expected at least {LEAST_ROWS}")
+    pieces, size = (table[column].to_numpy(np.float64) for column in ("pieces", "bytes"))
+    seconds = table["median_us"].to_numpy(np.float64) * US
+    out = np.random.default_rng(seed).random(len(table)) < HELD_BACK
+    seen = _terms(pieces[~out], size[~out], seconds[~out])
+    forecast = seen[0] + seen[1] * pieces[out] + seen[2] * size[out]
+    setup, per_piece, per_byte = _terms(pieces, size, seconds).tolist()
+    error: Floats = np.abs(forecast / seconds[out] - 1.0)
+    return LinkFit(name, setup, per_piece, 1.0 / per_byte, len(table), error)
+
+
+def host_links(measured: Measured) -> list[LinkFit]:
+    """Host to device and back, by how the blocks are copied: a copy a block, or one kernel for all."""
+    table = measured.table("copies")
+    if table.empty:
+        return []
+    table = table.assign(bytes=table["block_bytes"] * table["blocks"], pieces=table["blocks"])
+    chosen = table[table["way"].isin(["host_to_device", "device_to_host"]) & table["method"].isin(["calls", "kernel"])]
+    groups = chosen.groupby(["way", "method"])
+    return [fit_link(f"{way}/{method}", part) for (way, method), part in groups if len(part) >= LEAST_ROWS]
+
+
+def peer_links(measured: Measured) -> list[LinkFit]:
+    """From one GPU to the other, by how the pieces are copied, with one stream."""
+    table = measured.table("peers")
+    if table.empty:
+        return []
+    table = table[table["streams"] == 1].assign(bytes=table["piece_bytes"] * table["pieces"])
+    groups = table.groupby("method")
+    return [fit_link(f"peer/{method}", part) for method, part in groups if len(part) >= LEAST_ROWS]
+
+
+def interference(measured: Measured) -> dict[tuple[str, str, str, str], float]:
+    """(method, work, side, who is timed) -> how many times longer it takes while the other runs."""
+    table = measured.table("interference")
+    found = {}
+    for key, part in table.groupby(["method", "beside", "side", "timed"]) if not table.empty else ():
+        times = part.groupby("loaded")["median_us"].median()
+        if len(times) == 2:
+            found[tuple(str(k) for k in key)] = float(times[True] / times[False])
+    return found  # type: ignore[return-value]
+
+
+def write_link(fit: LinkFit, kind: str, line_rate: float, source: str, out: Path) -> None:
+    """A link profile of one link, which topologies name by its path."""
+    error = f"held back: {100 * float(np.median(fit.held_back)):.1f} % in the median of {fit.rows} rows"
+    entry = {
+        "kind": kind,
+        "bandwidth_bytes_per_s": line_rate,
+        "efficiency": round(min(1.0, fit.bandwidth_bytes_per_s / line_rate), 4),
+        "setup_s": float(f"{fit.setup_s:.4g}"),
+        "per_descriptor_s": float(f"{fit.per_piece_s:.4g}"),
+        "sources": {
+            "bandwidth_bytes_per_s": "the GPU's profile",
+            **dict.fromkeys(("efficiency", "setup_s", "per_descriptor_s"), f"{source}; {fit.name}, {error}"),
+        },
+    }
+    partial = out.with_name(out.name + ".partial")
+    partial.write_text(yaml.safe_dump({out.stem.replace(".", "_"): entry}, sort_keys=False), encoding="utf-8")
+    partial.replace(out)
