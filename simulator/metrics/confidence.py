@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
 #: Batches of one long run: enough for the t quantile to be small, few enough for batches to be nearly independent.
@@ -64,22 +64,27 @@ def paired(ones: Sequence[float], others: Sequence[float], level: float = LEVEL)
 
 
 def batch_means(values: ArrayLike, batches: int = BATCHES, level: float = LEVEL) -> Interval:
-    """Mean of one long, correlated series and its interval: consecutive batches are taken for independent.
-
-    Steiger and Fishman's batch means; what does not fill a batch is cut from the front, which also cuts warm-up.
-    """
-    return t_interval([float(part.mean()) for part in _batches(values, batches)], level)
+    """Mean of one long, correlated series and its interval: consecutive batches are taken for independent (the method
+    of batch means). What does not fill a batch is left out of the interval, at the front."""
+    found = np.asarray(values, dtype=np.float64)
+    return _around(float(found.mean()) if found.size else math.nan, _batches(found, batches).mean(axis=1), level)
 
 
 def batch_percentile(values: ArrayLike, share: float, batches: int = BATCHES, level: float = LEVEL) -> Interval:
     """A percentile of one long, correlated series: the percentile of all values, the interval by those of batches."""
     found = np.asarray(values, dtype=np.float64)
-    parts = t_interval([float(np.quantile(part, share)) for part in _batches(found, batches)], level)
     whole = float(np.quantile(found, share)) if found.size else math.nan
-    return Interval(whole, whole - parts.half_width, whole + parts.half_width, parts.count)
+    parts = _batches(found, batches)
+    return _around(whole, np.quantile(parts, share, axis=1) if parts.size else parts[:, :1].ravel(), level)
 
 
-def _batches(values: ArrayLike, batches: int) -> list[np.ndarray[tuple[int], np.dtype[np.float64]]]:
-    found = np.asarray(values, dtype=np.float64)
-    size = found.size // batches
-    return np.split(found[found.size - size * batches :], batches) if size else []
+def _around(whole: float, parts: ArrayLike, level: float) -> Interval:
+    """An interval around the figure of the whole series, as wide as the batches' figures say."""
+    interval = t_interval(parts, level)
+    return Interval(whole, whole - interval.half_width, whole + interval.half_width, interval.count)
+
+
+def _batches(values: NDArray[np.float64], batches: int) -> NDArray[np.float64]:
+    """One row a batch; no row where there are fewer values than batches."""
+    size = values.size // batches
+    return values[values.size - size * batches :].reshape(batches if size else 0, max(size, 1))

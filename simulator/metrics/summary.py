@@ -18,6 +18,7 @@ from simulator.cluster.result import (
     RunResult,
 )
 from simulator.errors import InputError
+from simulator.metrics.confidence import BATCHES, Interval, batch_means, batch_percentile
 from simulator.metrics.economics import cost_of, energy_of
 from simulator.metrics.latency import Bools, Latencies, good, histogram_spread, latencies, meets, spread, ttft_parts
 from simulator.metrics.model_error import model_error
@@ -25,6 +26,10 @@ from simulator.metrics.saturation import is_saturated
 from simulator.metrics.slo import SLO
 
 Entry = dict[str, Any]
+
+#: Requests that a batch needs to tell a mean, and a percentile (a few beyond it).
+_FEWEST_IN_BATCH = 10
+_INTERVALS: tuple[tuple[str, float | None, int], ...] = (("mean", None, 10), ("p50", 0.5, 20), ("p99", 0.99, 200))
 
 _COUNTS = {
     "completed": COMPLETED,
@@ -54,6 +59,7 @@ def summarise(run: RunResult, slo: SLO | None = None, warmup_s: float = 0.0) -> 
         if name == "e2e_s":
             entry["itl_s"] = _itl(run, values)
         entry[name] = value
+    entry["intervals_95"] = _intervals(values, slo)
     entry["ttft_parts_s"] = ttft_parts(run.record, values.measured)
     entry["cache"] = _cache(run, values)
     entry["pools"] = [_pool(pool) for pool in run.pools]
@@ -68,6 +74,23 @@ def summarise(run: RunResult, slo: SLO | None = None, warmup_s: float = 0.0) -> 
     if tenants:
         entry["tenants"] = tenants
     return entry
+
+
+def _intervals(values: Latencies, slo: SLO) -> dict[str, list[float]]:
+    """95 % intervals of this one run's figures, by batches of requests in order of arrival; a figure is left out where
+    batches would be too small to have it. Sampling error alone: other traffic of the same kind would fall in them."""
+    found: dict[str, Interval] = {}
+    for name, column in (("ttft", values.ttft_s), ("tpot", values.tpot_s), ("e2e", values.e2e_s)):
+        series = column[values.measured]
+        series = series[~np.isnan(series)]
+        for spread_name, share, fewest in _INTERVALS:
+            if series.size >= fewest * BATCHES:
+                interval = batch_means(series) if share is None else batch_percentile(series, share)
+                found[f"{name}_{spread_name}_s"] = interval
+    passed = good(values, slo)[values.counted]
+    if slo and passed.size >= _FEWEST_IN_BATCH * BATCHES:
+        found["slo_attainment"] = batch_means(passed)
+    return {name: [interval.low, interval.high] for name, interval in found.items()}
 
 
 def _token_rates(entry: Entry) -> tuple[float | None, float | None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simulator.api import simulate
 from simulator.cluster.topology import load_topology
 from simulator.errors import InputError
 from simulator.metrics.confidence import batch_means, batch_percentile, paired, t_interval, t_quantile
@@ -220,3 +221,21 @@ def test_the_cheapest_cluster_is_that_of_exhaustive_search():
 def test_a_rate_that_no_cluster_carries_is_told():
     with pytest.raises(InputError, match="nothing meets the targets"):
         plan({**CHEAP, "rate": 5000.0, "gpus": {"l40s": {"usd_per_hour": 1.0, "max": 2}}})
+
+
+def test_one_long_run_tells_intervals_that_hold_what_other_seeds_give():
+    """Mean TTFT and TPOT and attainment of another seed's run lie in the interval of the first about as often as the
+    difference of two like runs would: at least half of the time, and mostly within twice its width."""
+    trace, inside, near, count = load_trace("chat"), 0, 0, 0
+    for seed in range(6):
+        first, other = (
+            simulate(trace, json.loads(one()), arrivals="poisson:3", seed=s, slo="ttft=1s").summary()
+            for s in (seed, seed + 50)
+        )
+        for figure, value in (("ttft_mean_s", other["ttft_s"]["mean"]), ("tpot_mean_s", other["tpot_s"]["mean"])):
+            low, high = first["intervals_95"][figure]
+            inside += low <= value <= high
+            near += low - (high - low) <= value <= high + (high - low)
+            count += 1
+    assert inside >= count / 2
+    assert near >= 0.9 * count

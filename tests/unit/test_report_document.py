@@ -42,7 +42,7 @@ def test_keys_of_schema_1_in_their_order():
         "name", "gpus", "gpu_counts", "model", "engine", "requests", "completed", "failed", "rejected", "timed_out", "cancelled", "unfinished",
         "duration_s", "ttft_s", "tpot_s", "itl_s", "e2e_s", "goodput_requests_per_s", "slo_attainment",
         "slo_attainment_by_target", "request_throughput_per_s", "output_tokens_per_s", "input_tokens_per_s",
-        "ttft_parts_s", "cache", "pools", "network", "cost", "energy", "saturated", "model_error", "reasons", "warnings",
+        "intervals_95", "ttft_parts_s", "cache", "pools", "network", "cost", "energy", "saturated", "model_error", "reasons", "warnings",
     ]  # fmt: skip
     for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
         assert list(entry[name]) == SPREAD
