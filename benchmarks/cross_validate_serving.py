@@ -1,6 +1,6 @@
 """Cross-validates the fitted host times on measured serving runs, deployment by deployment, and prints the table.
 
-    python benchmarks/cross_validate_serving.py POINTS.csv.gz [--jobs 2] [--factors 0.75 1 1.35]
+    python benchmarks/cross_validate_serving.py POINTS.csv.gz [--jobs 2] [--sample 480] [--factors 0.75 1 1.35]
 
 Simulates all rows of quality ``ok`` once a factor; about a minute each on two idle cores.
 """
@@ -20,6 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("points", type=Path)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--sample", type=int, help="this many runs, spread over deployments (default: all)")
     parser.add_argument("--factors", type=float, nargs="+", default=[0.75, 1.0, 1.35])
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -27,7 +28,11 @@ def main() -> None:
         for factor in sorted({*given.factors, 1.0}):
             profiles = write_scaled(Path(folder) / f"{factor:g}", factor)
             report = validate_serving(
-                given.points, jobs=given.jobs, choose=lambda p: p.quality == "ok", profiles=profiles
+                given.points,
+                sample=given.sample,
+                jobs=given.jobs,
+                choose=lambda p: p.quality == "ok",
+                profiles=profiles,
             )
             outcomes[factor] = report.done
     print("| profile | deployments | runs | TTFT fitted | held out | TPOT fitted | held out |")

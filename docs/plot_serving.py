@@ -29,11 +29,20 @@ def draw(axes: plt.Axes, rows: list[dict[str, object]], metric: str) -> None:
                 )
                 label = engine if mode == "agg" else f"{engine}, pools"
                 axes.plot(measured, simulated, marker, color=colour, label=label, markersize=4, alpha=0.6)
-    low, high = axes.get_xlim()
-    line = np.array([max(low, 1e-1), high])
+    both = np.array(
+        [[float(str(row[k])) for k in (f"{metric}_mean_ms", f"simulated_{metric}_mean_ms")] for row in rows]
+    )
+    line = np.array([both.min() / 1.3, both.max() * 1.3])
     for factor, style in ((1.0, "-"), (0.8, ":"), (1.25, ":")):
         axes.plot(line, line * factor, style, color="black", linewidth=0.8)
-    axes.set(xscale="log", yscale="log", xlabel=f"measured {metric.upper()}, ms", ylabel="simulated, ms")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlim=line,
+        ylim=line,
+        xlabel=f"measured {metric.upper()}, ms",
+        ylabel="simulated, ms",
+    )
     axes.grid(alpha=0.3)
 
 
