@@ -21,6 +21,7 @@ from simulator.cluster.result import TTFT_PARTS
 from simulator.files import plain, write_text
 from simulator.metrics.slo import TARGETS
 from simulator.metrics.summary import per_gpu
+from simulator.metrics.verdict import with_error
 from simulator.metrics.wording import count, figures, percent, rate, seconds
 from simulator.report.page import sources, words
 from simulator.report.page.charts import TAIL, chart_data, tail_parts
@@ -101,9 +102,10 @@ def _card(material: Material, entry: Mapping[str, Any]) -> Mapping[str, Any]:
     has_targets = entry["slo_attainment"] is not None
     knee = None if material.curve is None else material.curve.knee(entry["name"])
     gpus = ", ".join(f"{number} × {gpu}" for gpu, number in entry["gpu_counts"].items())
-    facts = [("TTFT p99", seconds(entry["ttft_s"]["p99"])), ("TPOT p99", seconds(entry["tpot_s"]["p99"]))]
+    plain_entry = dict(entry)
+    facts = [(f"{label} p99", with_error(plain_entry, label.lower(), "p99")) for label in ("TTFT", "TPOT")]
     if has_targets:
-        facts.append(("good requests/s per GPU", rate(per_gpu(dict(entry), "goodput_requests_per_s"))))
+        facts.append(("good requests/s per GPU", rate(per_gpu(plain_entry, "goodput_requests_per_s"))))
     if knee is not None and material.curve is not None:
         below = material.curve.points and knee == 0.0
         facts.append(("holds up to", "less than tried" if below else words.level(material.curve, knee)))
