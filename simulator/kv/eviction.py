@@ -171,7 +171,8 @@ class PageCache:
             del self._pinned[key]
 
     def _let_go(self) -> bool:
-        victim = next((key for key in self._order.victims() if key not in self._pinned), None)
+        pinned = self._pinned
+        victim = next((key for key in self._order.victims() if key not in pinned), None)
         if victim is None:
             return False
         self._order.remove(victim)

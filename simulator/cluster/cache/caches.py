@@ -85,8 +85,11 @@ class Caches:
         if self._prompts.private[row]:
             return 0
         tokens = self._inputs[row] - 1
-        keys = self._prompts.keys(row, tokens)
         self.shelves.look(worker.engine.seen_s)
+        pages = self._page_keys(row)
+        if self._plan.write == "through" and not self.shelves.run(worker.index, pages[:1], 0, reach=True):
+            return 0  # with write-through the tiers have whatever the prefix cache may have
+        keys = self._prompts.keys(row, tokens)
         device = worker.engine.overlap(self._prompts.content, row, tokens, keys)
         found = self._held(worker.index, row, device, row not in self._near)
         return found if found > device else 0

@@ -75,7 +75,7 @@ class Shelves:
         """What happens to a page that a level lets go."""
 
         def dropped(key: int, depth: int) -> None:
-            if kind == "host":
+            if kind == "host" and self._plan.of_hosts:
                 self._forget_holder(key, worker)
             below = self.levels[worker][place + 1 :]
             if self._plan.write == "evict" and below:
@@ -147,7 +147,7 @@ class Shelves:
                 self._add(worker, levels[0], key, depth)
 
     def _add(self, worker: int, level: Level, key: int, depth: int) -> None:
-        known = level.kind != "host" or key in level.cache.held
+        known = not self._plan.of_hosts or level.kind != "host" or key in level.cache.held
         if level.cache.add(key, depth) and not known:
             self.holders.setdefault(key, []).append(worker)
 
