@@ -97,6 +97,10 @@ def settle(flows: Any, row: int, now_s: float) -> None:
             flows.carried_bytes[flows.links[row, k]] += flows.share[row, k] * moved
 
 
+#: Share of a rate that rounding may take.
+_ROUNDING = 1e-12
+
+
 @compiled
 def fullest_link(flows: Any) -> tuple[int, float]:
     """The marked link whose flows stop first, and the level at which they do; -1 when no flow is left to raise."""
@@ -159,7 +163,7 @@ def settle_rate(flows: Any, row: int, level: float, now_s: float) -> None:
         speed, until = pace(flows, row), flows.pace_until_s[row]
         empty = left <= speed * SAME_INSTANT_S
         meets = now_s + left / (rate - speed) if rate > speed else np.inf
-        if empty and rate >= speed:
+        if empty and rate >= speed * (1 - _ROUNDING):  # a rate that is the pace's may have lost its last bit
             flows.event_s[row], flows.repace[row] = until, True
         elif meets < until:
             flows.event_s[row], flows.repace[row] = meets, True

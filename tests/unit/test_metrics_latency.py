@@ -190,7 +190,14 @@ def test_cache_ratio_is_over_completed_prompts():
         {"state": FAILED, "input": 999},
     ]
     cache = summarise(run_of(rows))["cache"]
-    assert cache == {"hit_token_ratio": 96 / 400, "hit_tokens": 96, "prompt_tokens": 400, "requests_with_a_hit": 1}
+    assert cache == {
+        "hit_token_ratio": 96 / 400,
+        "hit_tokens": 96,
+        "hit_tokens_by_tier": {"hbm": 96},
+        "computed_tokens": 304,
+        "prompt_tokens": 400,
+        "requests_with_a_hit": 1,
+    }
 
 
 def test_tenants_have_figures_of_their_own():
