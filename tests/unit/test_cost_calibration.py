@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pandas as pd
 import pytest
 
 from simulator.calibration.fit import fit_kernel, fit_parameters, held_back, predict
-from simulator.calibration.fit_tables import MEASURED, error_table, fit_tables
+from simulator.calibration.fit_tables import MEASURED
 from simulator.calibration.kernel_rows import Parameter, Rows, _without_jumps, decode_rows, gemm_rows, moe_rows
 from simulator.errors import InputError
 from simulator.hardware.profiles import KERNELS_SUFFIX, load_gpu, read_kernels
@@ -95,15 +97,16 @@ def test_balanced_rows_that_outrun_the_memory_are_taken_for_half_of_the_experts(
 @needs_tables
 @pytest.mark.slow
 def test_the_shipped_profiles_are_what_the_tables_give(tmp_path: Path) -> None:
-    profiles = fit_tables(TABLES, tmp_path)
-    assert [p.gpu for p in profiles] == list(MEASURED)
+    # in a process of its own, as whoever fits them does: parameters that rows hold loosely follow the last bit of sums
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "fit_kernel_tables.py"
+    command = [sys.executable, str(script), str(TABLES), "--out", str(tmp_path)]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert [line.split(":")[0] for line in told.splitlines()] == list(MEASURED)
     for gpu in MEASURED:
         again = read_kernels(tmp_path / f"{gpu}{KERNELS_SUFFIX}", gpu)
         there = read_kernels(shipped("hardware_profiles") / f"{gpu}{KERNELS_SUFFIX}", gpu)
         assert again.sources == there.sources
         for kernel, values in again.operators.items():
             for name, value in values.items():
-                # how much of a table's KV came from L2 is loosely held by rows; sums in another order move it
-                room = 1e-8 if name.endswith("_s") else 0.2 if name == "l2_share" else 1e-3
+                room = 1e-8 if name.endswith("_s") else 1e-3
                 assert value == pytest.approx(there.operators[kernel][name], rel=0.02, abs=room), (gpu, kernel, name)
-    assert error_table(profiles).count("\n") == 1
