@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from simulator.calibration.fit import fit_kernel, fit_parameters, held_back, predict
-from simulator.calibration.fit_tables import MEASURED
+from simulator.calibration.fit_tables import MEASURED, fit_tables
 from simulator.calibration.kernel_rows import Parameter, Rows, _without_jumps, decode_rows, gemm_rows, moe_rows
 from simulator.errors import InputError
 from simulator.hardware.profiles import KERNELS_SUFFIX, load_gpu, read_kernels
