@@ -1,188 +1,169 @@
 """Tests of the tests: change one thing in the code, and see whether a test of its room notices.
 
-    python3 -m venv .mutation && .mutation/bin/pip install mutmut==2.5.1
-    python benchmarks/mutation.py --mutmut .mutation/bin/python --rooms kv network metrics engine --sample 400 --seed 0
+    pip install mutmut==2.5.1 coverage
+    python benchmarks/mutation.py --rooms metrics network kv engine --sample 400 --seed 0
 
-mutmut 2 says what can be changed; a seeded sample of it is tried, each in a copy of the tree, with plain Python in
-place of compiled code (which is what ``RuntimeWarning`` is ignored for). A mutant is killed when a test fails or runs
-into the time limit. Outcomes are written to ``--out`` one by one, so that a stopped run goes on; survivors are printed
-at the end, with their change.
+mutmut 2 says what can be changed (decorators and imports are left alone); a seeded sample of it is tried, in plain
+Python instead of compiled code. Each room's tests run once under coverage, which tells what each of them executes, how
+long it takes, and the branches covered. A mutant then meets the tests that execute its statement, quickest first. It
+is killed when one of them fails, raises, or takes ten times its usual CPU time. Outcomes are appended one by one
+to ``--out``, so that a stopped run goes on; survivors are printed at the end. ``mutation_server.py`` does the work.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-#: room -> folders of its code, the tests that must notice (fast ones first)
-ROOMS: dict[str, tuple[list[str], list[str]]] = {
-    "kv": (
-        ["simulator/kv"],
-        [
-            "tests/unit/test_kv_radix.py",
-            "tests/oracle/test_kv_unshared.py",
-            "tests/oracle/test_engine_vllm.py",
-            "tests/oracle/test_engine_sglang.py",
-        ],
-    ),
-    "network": (
-        ["simulator/network"],
-        ["tests/unit/test_network_fabric.py", "tests/unit/test_network_layout.py", "tests/laws/test_network_laws.py"],
-    ),
-    "metrics": (
-        ["simulator/metrics"],
-        [
-            "tests/unit/test_metrics_latency.py",
-            "tests/unit/test_metrics_slo.py",
-            "tests/unit/test_metrics_compare.py",
-            "tests/unit/test_metrics_saturation.py",
-            "tests/unit/test_report_document.py",
-            "tests/cli",
-        ],
-    ),
-    "engine": (["simulator/engine"], ["tests/oracle", "tests/unit/test_engine_policies.py"]),
+SERVER = ROOT / "benchmarks" / "mutation_server.py"
+#: room (folder of ``simulator``) -> the tests that must notice; none of them starts another process
+ROOMS: dict[str, list[str]] = {
+    "metrics": ["tests/unit/test_metrics_*.py"],
+    "network": ["tests/unit/test_network_*.py", "tests/laws/test_network_laws.py"],
+    "kv": [
+        "tests/unit/test_kv_*.py",
+        "tests/laws/test_cache_laws.py",
+        "tests/oracle/test_kv_unshared.py",
+        "tests/oracle/test_engine_vllm.py",
+        "tests/oracle/test_engine_sglang.py",
+    ],
+    "engine": ["tests/unit/test_engine_*.py", "tests/oracle/test_*.py", "tests/laws/test_streaming_laws.py"],
 }
 
-_LIST = """
-import json, sys
-from mutmut import Context, list_mutations, mutate
-found = []
-for name in sys.argv[1:]:
-    source = open(name).read()
-    for change in list_mutations(Context(source=source, filename=name)):
-        text = change.line.strip()
-        if text.startswith(("@", "from ", "import ", '\"\"\"', "#")):
-            continue
-        mutant, count = mutate(Context(source=source, filename=name, mutation_id=change))
-        if count and mutant != source:
-            found.append({"file": name, "line": change.line_number + 1, "index": change.index, "mutant": mutant})
-json.dump(found, sys.stdout)
-"""
+
+class _Plain(ast.NodeTransformer):
+    """Leaves out what no run can tell: annotations of arguments and results, and docstrings."""
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.annotation = None
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        node.returns = None
+        self.generic_visit(node)
+        return node
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr:
+        return ast.Expr(ast.Constant(None)) if isinstance(node.value, ast.Constant) else node
 
 
-def mutants(python: str, folders: list[str]) -> list[dict[str, Any]]:
-    """Every mutant of a room: file, line, and the file's text with the change."""
-    files = sorted(str(p.relative_to(ROOT)) for folder in folders for p in (ROOT / folder).rglob("*.py"))
-    run = subprocess.run([python, "-c", _LIST, *files], cwd=ROOT, check=True, capture_output=True, text=True)
-    found: list[dict[str, Any]] = json.loads(run.stdout)
-    return found
+def behaviour(source: str) -> str:
+    """What of a file's text can change a run."""
+    return ast.dump(_Plain().visit(ast.parse(source)))
 
 
-def copy_of_tree() -> Path:
-    """A copy that tests can run in."""
-    target = Path(tempfile.mkdtemp(prefix="mutation-"))
-    for name in ("simulator", "tests", "hardware_profiles", "traces"):
-        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", target)
-    return target
+def drawn(room: str, seed: int, most: int, only: list[str] | None) -> tuple[list[dict[str, Any]], int]:
+    """A seeded sample of a room's mutants, and of how many: file, line, number on the line, and the changed text."""
+    from mutmut import Context, list_mutations, mutate
 
-
-def tested(tree: Path, tests: list[str], limit_s: float) -> tuple[bool, float]:
-    """Whether all tests pass in time, and the seconds they took."""
-    environment = os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-W",
-        "ignore::RuntimeWarning",
-        "-m",
-        "not slow",
-        *tests,
+    files = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "simulator" / room).rglob("*.py"))]
+    sources = {name: (ROOT / name).read_text() for name in files}
+    good = {name: behaviour(source) for name, source in sources.items()}
+    places = [
+        (name, place)
+        for name, source in sources.items()
+        for place in list_mutations(Context(source=source, filename=name))
+        if not place.line.strip().startswith(("@", "from ", "import ", '"""', "#"))
     ]
-    began = time.monotonic()
-    try:
-        run = subprocess.run(command, cwd=tree, env=environment, capture_output=True, timeout=limit_s, check=False)
-    except subprocess.TimeoutExpired:
-        return False, limit_s
-    return run.returncode == 0, time.monotonic() - began
+    order, found = random.Random(seed).sample(places, len(places)), []
+    for name, place in order:
+        key = f"{name}:{place.line_number + 1}:{place.index}"
+        if len(found) == most or (only and key not in only):
+            continue
+        mutant, count = mutate(Context(source=sources[name], filename=name, mutation_id=place))
+        try:
+            changed = count and behaviour(mutant) != good[name]
+        except SyntaxError:
+            continue
+        if changed:
+            row = {"key": key, "file": name, "line": place.line_number + 1, "mutant": mutant}
+            found.append(row | {"change": told(sources[name], mutant)})
+    return found, len(places)
 
 
-def change_of(mutant: dict[str, Any]) -> str:
+def told(source: str, mutant: str) -> str:
     """The changed line, before and after."""
-    before = (ROOT / mutant["file"]).read_text().splitlines()
-    after = mutant["mutant"].splitlines()
-    for old, new in zip(before, after, strict=False):
+    for old, new in zip(source.splitlines(), mutant.splitlines(), strict=False):
         if old != new:
             return f"{old.strip()}  ->  {new.strip()}"
     return "?"
 
 
-def try_room(room: str, given: argparse.Namespace, done: dict[str, bool]) -> None:
-    """Try a sample of a room's mutants, and write each outcome down."""
-    folders, tests = ROOMS[room]
-    found = mutants(given.mutmut, folders)
-    chosen = random.Random(given.seed).sample(found, min(given.sample, len(found)))
-    trees = [copy_of_tree() for _ in range(given.jobs)]
-    passes, seconds = tested(trees[0], tests, 3600)
-    if not passes:
-        raise SystemExit(f"{room}: tests fail without any change")
-    limit_s = 3 * seconds + 20
-    print(f"{room}: {len(found):,} mutants, {len(chosen)} of them tried; tests take {seconds:.0f} s", flush=True)
+def serve(task: dict[str, Any]) -> None:
+    """Run the server on a task in a process of its own, with nothing compiled."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(task, file)
+        file.flush()
+        environment = os.environ | {
+            "NUMBA_DISABLE_JIT": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        }
+        subprocess.run([sys.executable, "-P", str(SERVER), file.name], cwd=ROOT, env=environment, check=True)
 
-    def attempt(mutant: dict[str, Any]) -> None:
-        key = f"{mutant['file']}:{mutant['line']}:{mutant['index']}"
-        if key in done:
-            return
-        tree = trees.pop()
-        target = tree / mutant["file"]
-        good = target.read_text()
-        try:
-            target.write_text(mutant["mutant"])
-            survived, _ = tested(tree, tests, limit_s)
-        finally:
-            target.write_text(good)
-            trees.append(tree)
-        done[key] = not survived
-        row = {"room": room, "key": key, "killed": not survived, "change": change_of(mutant)}
-        with Path(given.out).open("a") as out:
-            out.write(json.dumps(row) + "\n")
 
-    with ThreadPoolExecutor(given.jobs) as pool:
-        list(pool.map(attempt, chosen))
-    for tree in trees:
-        shutil.rmtree(tree)
+def tests_of(room: str) -> list[str]:
+    """Paths of the room's test files."""
+    return [str(path.relative_to(ROOT)) for given in ROOMS[room] for path in sorted(ROOT.glob(given))]
+
+
+def read_rows(out: Path) -> list[dict[str, Any]]:
+    """Outcomes so far."""
+    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+
+
+def try_room(room: str, given: argparse.Namespace) -> None:
+    """Record what the room's tests execute, and try a sample of its mutants."""
+    chosen, found = drawn(room, given.seed, given.sample, given.only)
+    recorded = Path(given.work) / f"{room}.recorded.json"
+    common = {"room": room, "tests": tests_of(room), "recorded": str(recorded)}
+    if not recorded.exists():
+        serve({"do": "record", **common})
+    record = json.loads(recorded.read_text())
+    print(f"{room}: {found:,} mutants, {len(chosen)} of them tried; {record['told']}", flush=True)
+    if given.missing:
+        print("\n".join(f"  {name}: {what}" for name, what in record["missing"].items()))
+    done = {row["key"] for row in read_rows(Path(given.out))}
+    todo = [mutant for mutant in chosen if mutant["key"] not in done]
+    if todo:
+        serve({"do": "try", **common, "mutants": todo, "jobs": given.jobs, "out": str(Path(given.out).resolve())})
 
 
 def main() -> int:
     """Exit code 1 if fewer than 85 % are killed in a room."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mutmut", required=True, help="a Python that has mutmut 2.5")
     parser.add_argument("--rooms", nargs="+", choices=sorted(ROOMS), default=sorted(ROOMS))
     parser.add_argument("--sample", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--only", nargs="+", help="keys of mutants to try again, of whatever sample")
+    parser.add_argument("--missing", action="store_true", help="print the lines and branches that no test takes")
     parser.add_argument("--out", default="mutation.jsonl")
+    parser.add_argument("--work", help="folder that keeps what the tests of a room execute; drop it when they change")
     given = parser.parse_args()
-    out = Path(given.out)
-    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    for room in given.rooms:
-        try_room(room, given, {row["key"]: row["killed"] for row in rows})
-    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    low = False
+    with tempfile.TemporaryDirectory() as temporary:
+        given.work = given.work or temporary
+        Path(given.work).mkdir(parents=True, exist_ok=True)
+        for room in given.rooms:
+            try_room(room, given)
+    rows, low = read_rows(Path(given.out)), False
     for room in given.rooms:
         own = [row for row in rows if row["room"] == room]
-        killed = sum(row["killed"] for row in own)
-        print(f"{room}: {killed} of {len(own)} killed ({100 * killed / max(1, len(own)):.0f} %)")
+        killed, cpu_s = sum(row["killed"] for row in own), sum(row["cpu_s"] for row in own)
+        print(f"{room}: {killed} of {len(own)} killed ({100 * killed / max(1, len(own)):.1f} %), {cpu_s:.0f} s of CPU")
         low |= killed < 0.85 * len(own)
         for row in own:
             if not row["killed"]:
-                print(f"  {row['key']}  {row['change']}")
+                print(f"  {row['key']}  {row['how']}  {row['change']}")
     return int(low)
 
 
