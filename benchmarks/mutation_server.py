@@ -40,8 +40,9 @@ def prepare() -> None:
     """The same cases of hypothesis on every run, and no time spent on making failures small."""
     from hypothesis import Phase, settings
 
+    phases = [Phase.explicit, Phase.generate]
     settings.register_profile(
-        "mutation", derandomize=True, database=None, deadline=None, phases=[Phase.explicit, Phase.generate]
+        "mutation", derandomize=True, database=None, deadline=None, phases=phases, report_multiple_bugs=False
     )
     settings.load_profile("mutation")
 
@@ -101,7 +102,8 @@ def branches_of(cover: Any, files: list[Path]) -> tuple[str, dict[str, str]]:
     }
     branches = 100 * total["covered_branches"] / max(1, total["num_branches"])
     lines = 100 * total["covered_lines"] / max(1, total["num_statements"])
-    told = f"{branches:.1f} % of {total['num_branches']} branches, {lines:.1f} % of {total['num_statements']} statements"
+    told = f"{branches:.1f} % of {total['num_branches']} branches"
+    told += f", {lines:.1f} % of {total['num_statements']} statements"
     return told, missing
 
 
