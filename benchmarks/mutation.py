@@ -28,7 +28,7 @@ SERVER = ROOT / "benchmarks" / "mutation_server.py"
 #: room (folder of ``simulator``) -> the tests that must notice; none of them starts another process
 ROOMS: dict[str, list[str]] = {
     "metrics": ["tests/unit/test_metrics_*.py"],
-    "network": ["tests/unit/test_network_*.py", "tests/laws/test_network_laws.py"],
+    "network": ["tests/unit/test_network_*.py", "tests/laws/test_network_laws.py", "tests/laws/test_streaming_laws.py"],
     "kv": [
         "tests/unit/test_kv_*.py",
         "tests/laws/test_cache_laws.py",
