@@ -41,7 +41,7 @@ ROOMS: dict[str, list[str]] = {
 
 
 class _Plain(ast.NodeTransformer):
-    """Leaves out what no run can tell: annotations of arguments and results, and docstrings."""
+    """Leaves out what no run can tell: docstrings, and annotations (those of pydantic's classes do tell)."""
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
         node.annotation = None
@@ -50,6 +50,15 @@ class _Plain(ast.NodeTransformer):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         node.returns = None
         self.generic_visit(node)
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AnnAssign:
+        node.annotation = ast.Constant(None)
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
+        if not any("Schema" in ast.dump(base) for base in node.bases):
+            self.generic_visit(node)
         return node
 
     def visit_Expr(self, node: ast.Expr) -> ast.Expr:
