@@ -40,6 +40,33 @@ CONFIG = (
 )
 NATIVE = b'{"arrival_s": 0, "input_tokens": 5, "output_tokens": 3, "hash_ids": [1]}\n'
 MOONCAKE = b'{"timestamp": 0, "input_length": 700, "output_length": 2, "hash_ids": [1, 2]}\n'
+SWEEP = b"trace: chat\ntopologies: [1p1d]\ngrid: {rate_scale: [1, 2], pools.decode.workers: [1, 2]}\nseeds: [0, 1]\n"
+PLAN = b"""find: max_rate
+trace: chat
+limit: 10
+slo: {ttft: 2s, tpot: 50ms, attainment: 0.9}
+arrivals: poisson
+topology: 1p1d
+"""
+CURVES = b"""baseline: baseline.json
+curves:
+  - {name: one, trace: chat, topologies: [1p1d], rates: [1, 2], metrics: [ttft_p99], slo: {ttft: 2s}, limit: 10}
+"""
+LINK = b"name: fast\nkind: rdma\ngbit_per_s: 400\nefficiency: 0.9\nsetup_s: 1.0e-3\nsource: measured\n"
+BANDWIDTH = b"time_s,gbit_per_s\n0,8\n2.5,0\n4,16\n"
+VLLM_BENCH = (
+    b'{"backend": "vllm", "input_lens": [5], "output_lens": [3], "ttfts": [0.1], "itls": [[0.01, 0.01]], '
+    b'"start_times": [1.0], "errors": [""], "generated_texts": ["x"], "max_concurrency": 1}'
+)
+ENGINE_LOG = (
+    b'{"input_toks": 5, "output_toks": 3, "queued_ts": 1.0, "first_token_ts": 1.5, "last_token_ts": 2.0}\n'
+)
+AIPERF = (
+    b'{"metadata": {"request_start_ns": 1, "request_end_ns": 9, "benchmark_phase": "profiling"}, '
+    b'"metrics": {"time_to_first_token": {"value": 5, "unit": "ms"}, "input_sequence_length": {"value": 5, '
+    b'"unit": "tokens"}, "output_sequence_length": {"value": 3, "unit": "tokens"}, '
+    b'"request_latency": {"value": 9, "unit": "ms"}}, "error": null}\n'
+)
 AZURE = b"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.97,4808,10\n"
 
 
@@ -82,6 +109,70 @@ def spec(path: Path) -> None:
     read_spec(path)
 
 
+def link(path: Path) -> None:
+    from simulator.hardware.links import load_link
+
+    load_link(str(path))
+
+
+def bandwidth(path: Path) -> None:
+    from simulator.network.bandwidth import read_bandwidth_trace
+
+    read_bandwidth_trace(path)
+
+
+def sweep(path: Path) -> None:
+    from simulator.planning.sweep_spec import plan_runs, points, read_sweep
+
+    read = read_sweep(path)
+    if sum(1 for _ in points(read)) < 20:
+        plan_runs(read)
+
+
+def plan(path: Path) -> None:
+    from simulator.planning.plan_spec import read_plan
+
+    read_plan(path)
+
+
+def curves(path: Path) -> None:
+    from simulator.planning.curves import read_curves
+
+    read_curves(path)
+
+
+def client(path: Path) -> None:
+    from simulator.validation.clients.openers import read_measured
+
+    read_measured(path)
+
+
+def prefixes(path: Path) -> None:
+    from simulator.validation.clients.prefixes import read_prefixes
+
+    read_prefixes(str(path), 16)
+
+
+def options(path: Path) -> None:
+    """Texts of the command line."""
+    from simulator.cluster.topology import load_topology
+    from simulator.commands.options import parse_columns, parse_levels, parse_seconds
+    from simulator.metrics.slo import SLO
+    from simulator.workload.arrivals import parse_arrivals
+
+    kind, _, text = path.read_text("utf-8", "replace").partition(" ")
+    readers = {
+        "slo": SLO.parse,
+        "arrivals": parse_arrivals,
+        "topology": load_topology,
+        "set": lambda text: load_topology("1p1d", [text]),
+        "seconds": lambda text: parse_seconds(text, "--warmup"),
+        "columns": parse_columns,
+        "levels": parse_levels,
+    }
+    readers.get(kind, SLO.parse)(text)
+
+
 PROFILES = shipped("hardware_profiles")
 #: name -> reader, suffix of its files, good files to start from
 READERS: dict[str, tuple[Callable[[Path], None], str, list[bytes]]] = {
@@ -91,6 +182,30 @@ READERS: dict[str, tuple[Callable[[Path], None], str, list[bytes]]] = {
     "gpu": (gpu, ".yaml", [(PROFILES / "rtx_4090.yaml").read_bytes()]),
     "model": (model, ".json", [CONFIG]),
     "spec": (spec, ".yaml", [SPEC]),
+    "link": (link, ".yaml", [LINK, *(file.read_bytes() for file in sorted((PROFILES / "links").glob("*.yaml"))[:2])]),
+    "bandwidth": (bandwidth, ".csv", [BANDWIDTH]),
+    "sweep": (sweep, ".yaml", [SWEEP]),
+    "plan": (plan, ".yaml", [PLAN]),
+    "curves": (curves, ".yaml", [CURVES]),
+    "client": (client, ".json", [VLLM_BENCH, ENGINE_LOG, AIPERF]),
+    "prefixes": (prefixes, ".jsonl", [NATIVE, MOONCAKE]),
+    "options": (
+        options,
+        ".txt",
+        [
+            b"slo ttft=2s,tpot=50ms;gold:ttft=1s",
+            b"arrivals poisson:3",
+            b"arrivals gamma:3:0.5",
+            b"arrivals closed:16",
+            b"topology 1p2d",
+            b"topology llama-3.1-8b/h100_sxm/1p1d/vllm",
+            b"set pools.decode.workers=3",
+            b"set network={kind: rdma, nic_gbit_per_s: 100}",
+            b"seconds 1.5min",
+            b"columns arrival_s=a,input_tokens=b",
+            b"levels 1,2,3",
+        ],
+    ),
 }
 
 

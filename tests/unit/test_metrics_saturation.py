@@ -60,3 +60,37 @@ def test_requests_that_never_start_count_as_waiting():
         for i in range(200)
     ]
     assert is_saturated(run_of(rows))
+
+
+def growing(n, excess):
+    """Arrivals a second apart; of every 100 the server starts all but ``excess``, evenly."""
+    arrival = np.arange(float(n))
+    started = arrival[: int(n * (1 - excess / 100))] / (1 - excess / 100)
+    return arrival, np.concatenate([started, np.full(n - started.size, np.inf)])
+
+
+def test_a_queue_has_to_grow_by_more_than_chance():
+    """In the second half 2,000 arrive: chance explains 2 x sqrt(2000) = 89 more that wait, 4.5 of every 100."""
+    assert not queue_grows(*growing(4000, 4.2))
+    assert queue_grows(*growing(4000, 4.8))
+    # of 40 arrivals 20: chance explains 8.9 of them
+    assert not queue_grows(*growing(40, 40))
+    assert queue_grows(*growing(40, 50))
+    assert not queue_grows(*growing(39, 90))
+
+
+def test_a_queue_that_shrinks_once_does_not_grow_to_the_end():
+    arrival = np.arange(4000.0)
+    for end in (1000, 2000, 3000, 4000):  # nothing starts for a quarter, then all that waits does
+        held = (arrival >= end - 900) & (arrival < end)
+        started = np.where(held, float(end), arrival)
+        assert queue_grows(arrival, np.sort(started)) is False
+    # it grows from quarter to quarter, but all of that in the first half
+    started = np.where(arrival < 2000, arrival + arrival / 4, arrival + 440.0)
+    assert not queue_grows(arrival, np.sort(started))
+
+
+def test_all_but_the_first_at_one_moment_is_a_window_all_the_same():
+    arrival = np.concatenate([[0.0], np.full(99, 10.0)])
+    assert not queue_grows(arrival, np.full(100, np.inf))
+    assert not queue_grows(np.full(100, 3.0), np.full(100, np.inf))

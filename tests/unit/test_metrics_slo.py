@@ -41,3 +41,43 @@ def test_empty_has_no_targets():
     assert not SLO()
     assert SLO().targets() == {}
     assert list(SLO().as_dict()) == ["ttft_s", "tpot_s", "e2e_s", "itl_p99_s"]
+
+
+def test_targets_replaced_keep_the_others():
+    slo = SLO.parse("ttft=2s,tpot=50ms;gold:ttft=1s")
+    assert slo.with_targets({"ttft": 3.0, "e2e": 9.0}) == SLO(3.0, 0.05, 9.0, None, slo.tenants)
+
+
+def test_gaps_are_needed_only_for_their_target():
+    assert [SLO.parse(text).needs_gaps for text in ("ttft=1s", "itl_p99=1s", "ttft=1s;a:itl_p99=1s")] == [
+        False,
+        True,
+        True,
+    ]
+
+
+def test_whole_messages():
+    cases = {
+        "ttft=2": "--slo: ttft: '2' is not a duration; write a number with a unit, as 50ms, 2s or 1min",
+        "ttft": "--slo: 'ttft' is not a target; write name=duration, as ttft=2s,tpot=50ms",
+        "ttft=1s; gold": "--slo: 'gold' names no tenant; write ttft=2s;gold:ttft=1s",
+        "ttft=1s;go=ld:ttft=1s": "--slo: 'go=ld:ttft=1s' names no tenant; write ttft=2s;gold:ttft=1s",
+        "ttft=1s; :ttft=1s": "--slo: ':ttft=1s' names no tenant; write ttft=2s;gold:ttft=1s",
+        "ttft=1s;a:ttft=1s;a:ttft=1s": "--slo: tenant 'a' is given twice",
+    }
+    for text, said in cases.items():
+        with pytest.raises(InputError) as caught:
+            SLO.parse(text)
+        assert str(caught.value) == said
+    for place in ("x", "y"):
+        with pytest.raises(InputError, match=f"^{place}: "):
+            SLO.of("ttft", place)
+        with pytest.raises(InputError, match=f"^{place}: "):
+            SLO.of({"ttft": 3}, place)
+    for wrong in (True, "1s", 0, float("inf"), float("nan")):
+        with pytest.raises(InputError) as caught:
+            SLO(e2e_s=wrong)
+        assert str(caught.value) == f"slo: e2e_s = {wrong!r}; a target is a number of seconds above 0"
+    assert SLO(tenants=(("a", SLO()),), e2e_s=1).e2e_s == 1
+    with pytest.raises(InputError, match="itl_p99_s"):
+        SLO(itl_p99_s=-1.0)

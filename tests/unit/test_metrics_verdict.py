@@ -212,21 +212,22 @@ def test_saturation_comes_first_where_it_holds_for_all():
     assert said(topology("a", saturated=True)).startswith("a is saturated: its queue grows to the end")
 
 
-@pytest.mark.parametrize("part", PART_NAMES)
-def test_every_part_has_words(part):
-    names = {
-        "queue": "queueing",
-        "cache_load": "loading from caches",
-        "prefill": "prefill",
-        "kv_wait": "waiting for the KV transfer",
-        "kv_transfer": "KV transfer",
-        "decode_admission": "admission and first step at the decode worker",
-        "host": "host work",
-    }
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("queue", "queueing"),
+        ("cache_load", "loading from caches"),
+        ("prefill", "prefill"),
+        ("kv_wait", "waiting for the KV transfer"),
+        ("kv_transfer", "KV transfer"),
+        ("decode_admission", "admission and first step at the decode worker"),
+        ("host", "host work"),
+    ],
+)
+def test_every_part_has_words(part, words):
     slow = topology("a", mean=(1.2, 0.03, 5.0), parts={part: 1.0 + PARTS.get(part, 0.0)})
     other = topology("b", slo_attainment=0.5, goodput_requests_per_s=2.0)
-    added = "(1.20 s against 200 ms), of which {} adds 1.00 s."
-    assert said(slow, other).endswith(added.format(names[part]))
+    assert said(slow, other).endswith(f"(1.20 s against 200 ms), of which {words} adds 1.00 s.")
 
 
 # --- comparisons of figures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
@@ -162,6 +163,45 @@ def test_events_within_an_instant_are_one() -> None:
     fabric.start(3, 0, 9, 0.0, 0.0, delay_s=1.1)
     assert fabric.advance(1.0) == [(1, 1.0 + 4e-10), (2, 1.0 + 8e-10)]
     assert fabric.advance(1.0) == []
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_ends_at_one_instant_come_in_the_order_of_starts_whatever_rows_they_have(seed: int) -> None:
+    """Rows are used again in an order that has nothing to do with that of the starts."""
+    draw, fabric, under_way = random.Random(seed), Fabric(Network(), rows=8), []
+    for number in range(60):
+        if under_way and draw.random() < 0.4:
+            fabric.cancel(under_way.pop(draw.randrange(len(under_way))), 0.0)
+        else:
+            fabric.start(number, 0, 1, 0.0, 0.0, delay_s=1.0 + draw.random() * 9e-10)
+            under_way.append(number)
+    assert [number for number, _ in fabric.advance(1.0 + 1e-9)] == under_way
+
+
+def test_a_pace_that_ends_within_an_instant_has_ended() -> None:
+    fabric = line(3.0)
+    fabric.start(1, 0, 9, 8.0, 2.0 - 5e-10, pace=Pace(0.0, 2.0, 0.75))  # all 8 bytes are there at once
+    fabric.advance(2.0 - 5e-10)
+    assert fabric.rate(1) == 3.0
+    assert drain(fabric) == [(1, pytest.approx(2.0 + 8 / 3))]
+    fabric.start(2, 0, 9, 8.0, 10.0, pace=Pace(8.0, 12.0, 0.5))  # two bytes of 1 a second have waited
+    fabric.advance(10.0)
+    assert fabric.rate(2) == 3.0
+    assert fabric.next_completion() == pytest.approx(11.0)  # when they have melted
+    assert fabric.advance(11.0) == [] and fabric.rate(2) == pytest.approx(1.0)
+    assert fabric.next_completion() == pytest.approx(12.0)
+    fabric.advance(12.0 - 5e-10)
+    assert fabric.rate(2) == 3.0
+    assert drain(fabric) == [(2, pytest.approx(12.0 + 4 / 3))]
+
+
+def test_small_amounts_count_as_large_ones_do() -> None:
+    fabric = line(1e-3)
+    fabric.start(1, 0, 9, 4e-3, 0.0, pace=Pace(0.0, 8.0, 0.5))
+    fabric.start(2, 0, 9, 1e-3, 0.0)
+    fabric.advance(0.0)
+    assert (fabric.rate(1), fabric.rate(2)) == (pytest.approx(2.5e-4), pytest.approx(7.5e-4))
+    assert drain(fabric) == [(2, pytest.approx(4 / 3)), (1, pytest.approx(10.0))]
 
 
 @pytest.mark.parametrize("speed", [-1.0, math.inf, math.nan])

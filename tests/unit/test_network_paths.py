@@ -118,6 +118,33 @@ PCIE = {"a pcie out": (60.0, 2.0, 1.0), "b pcie in": (60.0, 2.0, 1.0)}
         ([HERE, THERE], Wiring(rack_oversubscription=4.0, nodes_per_rack=1), {}, CARDS | RACK_UPLINKS),
         ([HERE, THERE], Wiring(rack_oversubscription=4.0, nodes_per_rack=2), {}, CARDS),
         ([HERE, THERE], Wiring(rack_oversubscription=4.0), {}, CARDS),  # one rack
+        ([HERE, THERE], Wiring(rack_oversubscription=1.0, nodes_per_rack=1), {}, CARDS),
+        (
+            [HERE, AWAY],
+            Wiring(rack_oversubscription=1.6, nodes_per_rack=2),
+            {},
+            CARDS | {"rack 0 uplink out": (50.0, 2.0, 1.0), "rack 1 uplink in": (50.0, 2.0, 1.0)},
+        ),
+        (
+            [HERE, BESIDE],
+            Wiring(oversubscription=1.25),
+            {"nvlink_bytes_per_s": 0.5, "pcie_bytes_per_s": 0.25},
+            dict.fromkeys(NVLINK, (1.0, 2.0, 1.0)),
+        ),
+        ([HERE, BESIDE], Wiring(), {"pcie_bytes_per_s": 0.25}, dict.fromkeys(PCIE, (0.5, 2.0, 1.0))),
+        (
+            [HERE, THERE],
+            Wiring(oversubscription=1.25),
+            {"cpu_bytes_per_s": 0.5},
+            CARDS | dict.fromkeys(CORES, (1.0, 2.0, 1.0)) | dict.fromkeys(UPLINKS, (32.0, 2.0, 1.0)),
+        ),
+        # the second card of a node is shared by the engine on slots 4 and 5 and the one on 6 and 7
+        (
+            [((0, 4), (0, 5)), THERE, ((0, 6), (0, 7))],
+            Wiring(nics_per_node=2),
+            {},
+            {"node 0 nic 1 out": (5.0, 2.0, 1.0), "b nic in": (5.0, 2.0, 1.0)},
+        ),
         ([HERE, THERE], RAILS, {}, CARDS),  # cards of one place share a switch
         ([HERE, FURTHER], RAILS, {}, CARDS | UPLINKS),
         (
@@ -209,6 +236,15 @@ def test_legs_by_way_of_host_memory_and_store(kind: str, near: bool) -> None:
             for link, c in zip(links, path.crossings, strict=True)
         } == expected
         assert path.streams == 2
+
+
+def test_one_engine_without_pcie_sends_all_of_them_over_cards() -> None:
+    seats = [Seat(n, c, 0.0, 5.0, p) for n, c, p in zip("ab", (HERE, BESIDE), (30.0, 0.0), strict=True)]
+    network = lay_out(seats, {(0, 1): exchange(GQA, split(2), split(2))}, Wiring())
+    assert [link.name for link in network.links] == ["a nic out", "b nic in"]
+    seats = [Seat(n, c, v, 5.0) for n, c, v in zip("ab", (HERE, BESIDE), (50.0, 0.0), strict=True)]
+    network = lay_out(seats, {(0, 1): exchange(GQA, split(2), split(2))}, Wiring())
+    assert [link.name for link in network.links] == ["a nic out", "b nic in"]  # NVLink needs both
 
 
 def test_pairs_share_the_links_they_have_in_common() -> None:

@@ -6,15 +6,18 @@ import math
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from simulator.errors import TopologyError
 from simulator.network.bandwidth import BandwidthTrace, read_bandwidth_trace, steady
-from simulator.network.compression import Compression, Ladder, Level, compression_names, named_compression
+from simulator.network.compression import Compression, Ladder, LadderFile, Level, compression_names, named_compression
 from simulator.network.streaming import TEXT, Chunk, Context, Streamer, load_context
 
 #: 10 and 5 bytes a token; chunks of 10 tokens; everything within 10 s.
 FINE, COARSE = Level("fine", 8.0, 0.01, "good"), Level("coarse", 4.0, 0.02, "poor")
 LADDER = Ladder((FINE, COARSE), 10, 10.0, text=False)
+
+LEVEL = {"name": "x", "bits": 2.0, "decode_s_per_token": 0.1, "quality": "good"}
 
 
 def context(tokens: int, per_token_s: float = 1.0) -> Context:
@@ -37,6 +40,34 @@ def test_the_ways_to_shrink_that_have_names() -> None:
     assert all(level.quality for level in ladder.levels)
 
 
+@pytest.mark.parametrize(
+    ("key", "good", "bad"),
+    [
+        ("chunk_tokens", (1, 10**6), (0, 10**6 + 1, 1.5)),
+        ("deadline_s", (1e-9, 10**6), (0.0, -1.0, 10**6 + 1)),
+        ("levels", ([LEVEL],), ([], 3)),
+        ("sources", ({},), ({"a": 1}, None)),
+        ("levels.bits", (1e-9, 32), (0.0, 32.1)),
+        ("levels.decode_s_per_token", (0.0, 1), (-1e-9, 1.1)),
+        ("levels.name", ("a",), (None, 3)),
+        ("levels.quality", ("a",), (None, 3)),
+    ],
+)
+def test_a_ladder_keeps_its_limits(key: str, good: tuple[object, ...], bad: tuple[object, ...]) -> None:
+    known = {"chunk_tokens": 5, "deadline_s": 1.0, "levels": [LEVEL], "sources": {"a": "b"}}
+    outer, _, inner = key.partition(".")
+    for values, right in ((good, True), (bad, False)):
+        for value in values:
+            made = {**known, outer: [LEVEL | {inner: value}] if inner else value}
+            if right:
+                LadderFile.model_validate(made)
+            else:
+                with pytest.raises(ValidationError):
+                    LadderFile.model_validate(made)
+    with pytest.raises(ValidationError):
+        LadderFile.model_validate({name: value for name, value in known.items() if name != outer})
+
+
 def test_bandwidth_by_stretches() -> None:
     link = BandwidthTrace((1.0, 3.0, 4.0), (10.0, 0.0, 20.0))
     assert link.end_s(5.0, 1.0) == 1.5
@@ -51,6 +82,8 @@ def test_bandwidth_by_stretches() -> None:
     assert link.scaled(0.5) == BandwidthTrace((1.0, 3.0, 4.0), (5.0, 0.0, 10.0))
     assert steady(4.0) == BandwidthTrace((0.0,), (4.0,))
     assert BandwidthTrace((0.0,), (0.0,)).end_s(1.0, 0.0) == math.inf
+    assert steady(1.0).end_s(0.5, 0.0) == 0.5
+    assert BandwidthTrace((0.0, 0.25), (1.0, 0.5)).end_s(0.5, 0.0) == 0.75
 
 
 def test_files_of_bandwidth(tmp_path: Path) -> None:
@@ -95,6 +128,23 @@ def test_a_level_is_in_time_when_the_last_chunk_is_decoded(deadline_s: float, le
     """All fine takes 250 bytes at 50 a second and the last 5 tokens' decoding: chunk sizes of the whole are used."""
     streamer = Streamer(LADDER, context(5), 10.0, deadline_s)  # 5 s or 2.5 s of travel, 0.05 s or 0.1 s of decoding
     chunk = streamer.next_chunk(0.0)
+    assert chunk is not None and chunk.level == level
+
+
+@pytest.mark.parametrize(
+    ("deadline_s", "level"), [(25.11, "fine"), (25.09, "coarse"), (12.71, "coarse"), (1, "coarse")]
+)
+def test_of_several_chunks_only_the_last_ones_decoding_shows(deadline_s: float, level: str) -> None:
+    """250 bytes at 10 a second, and a chunk of 10 tokens at 0.01 s each; coarse half of that and 0.2 s."""
+    chunk = Streamer(LADDER, context(25), 10.0, deadline_s).next_chunk(0.0)
+    assert chunk is not None and chunk.level == level
+
+
+@pytest.mark.parametrize(("deadline_s", "level"), [(22.6, "slow"), (22.4, "quick")])
+def test_decoding_that_is_slower_than_the_wire_counts_in_full(deadline_s: float, level: str) -> None:
+    """25 tokens of 0.5 s behind the first chunk's 10 s of 25 (2 fifths of the travel)."""
+    slow = Ladder((Level("slow", 8.0, 0.5, ""), Level("quick", 8.0, 0.0, "")), 10, 1.0, text=False)
+    chunk = Streamer(slow, context(25), 25.0, deadline_s - 6.0).next_chunk(0.0)
     assert chunk is not None and chunk.level == level
 
 
