@@ -46,21 +46,28 @@ trace: chat
 limit: 10
 slo: {ttft: 2s, tpot: 50ms, attainment: 0.9}
 arrivals: poisson
-topology: 1p1d
+topologies: [1p1d]
 """
 CURVES = b"""baseline: baseline.json
 curves:
   - {name: one, trace: chat, topologies: [1p1d], rates: [1, 2], metrics: [ttft_p99], slo: {ttft: 2s}, limit: 10}
 """
-LINK = b"name: fast\nkind: rdma\ngbit_per_s: 400\nefficiency: 0.9\nsetup_s: 1.0e-3\nsource: measured\n"
+LINK = b"""fast:
+  kind: nvlink
+  aliases: [quick]
+  bandwidth_bytes_per_s: 300e9
+  efficiency: 0.91
+  setup_s: 1.0e-5
+  per_descriptor_s: 3.75e-6
+  sources: {bandwidth_bytes_per_s: a, efficiency: b, setup_s: c, per_descriptor_s: d}
+"""
 BANDWIDTH = b"time_s,gbit_per_s\n0,8\n2.5,0\n4,16\n"
 VLLM_BENCH = (
-    b'{"backend": "vllm", "input_lens": [5], "output_lens": [3], "ttfts": [0.1], "itls": [[0.01, 0.01]], '
+    b'{"request_rate": "inf", "burstiness": 1.0, "input_lens": [5], "output_lens": [3], "ttfts": [0.1], '
+    b'"itls": [[0.01, 0.01]], '
     b'"start_times": [1.0], "errors": [""], "generated_texts": ["x"], "max_concurrency": 1}'
 )
-ENGINE_LOG = (
-    b'{"input_toks": 5, "output_toks": 3, "queued_ts": 1.0, "first_token_ts": 1.5, "last_token_ts": 2.0}\n'
-)
+ENGINE_LOG = b'{"input_toks": 5, "output_toks": 3, "queued_ts": 1.0, "first_token_ts": 1.5, "last_token_ts": 2.0}\n'
 AIPERF = (
     b'{"metadata": {"request_start_ns": 1, "request_end_ns": 9, "benchmark_phase": "profiling"}, '
     b'"metrics": {"time_to_first_token": {"value": 5, "unit": "ms"}, "input_sequence_length": {"value": 5, '
@@ -182,13 +189,13 @@ READERS: dict[str, tuple[Callable[[Path], None], str, list[bytes]]] = {
     "gpu": (gpu, ".yaml", [(PROFILES / "rtx_4090.yaml").read_bytes()]),
     "model": (model, ".json", [CONFIG]),
     "spec": (spec, ".yaml", [SPEC]),
-    "link": (link, ".yaml", [LINK, *(file.read_bytes() for file in sorted((PROFILES / "links").glob("*.yaml"))[:2])]),
+    "link": (link, ".yaml", [LINK]),
     "bandwidth": (bandwidth, ".csv", [BANDWIDTH]),
     "sweep": (sweep, ".yaml", [SWEEP]),
     "plan": (plan, ".yaml", [PLAN]),
     "curves": (curves, ".yaml", [CURVES]),
     "client": (client, ".json", [VLLM_BENCH, ENGINE_LOG, AIPERF]),
-    "prefixes": (prefixes, ".jsonl", [NATIVE, MOONCAKE]),
+    "prefixes": (prefixes, ".jsonl", [NATIVE]),
     "options": (
         options,
         ".txt",

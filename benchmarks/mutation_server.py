@@ -29,7 +29,7 @@ OPTIONS += ["-W", "ignore::RuntimeWarning"]
 #: A test is stopped after this many times its recorded CPU time, and some seconds.
 LIMIT, LIMIT_MORE_S = 10.0, 2.0
 #: Tests of a mutant that survives are left out once those before them took this long.
-ENOUGH_S = 60.0
+ENOUGH_S = 45.0
 MEMORY_BYTES = 8 << 30
 
 Item = pytest.Item

@@ -9,6 +9,10 @@ from collections.abc import Iterable
 class SimulatorError(Exception):
     """Base of every error this package raises on purpose."""
 
+    def __str__(self) -> str:
+        """One line, whatever the words quoted in it hold: line ends and terminal codes are spelt out."""
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in super().__str__())
+
 
 class InputError(SimulatorError):
     """Something the user wrote cannot be used. The command exits with code 2."""

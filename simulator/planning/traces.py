@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -71,7 +72,7 @@ def trace_source(values: Mapping[str, Any], folder: Path, place: str) -> tuple[T
         raise InputError(f"{place}: trace.{next(iter(changes))}: {path} is not a spec (YAML) of a generated trace")
     if generated and window:
         raise InputError(f"{place}: {window[0]}: a generated trace has no window; change its spec (trace.requests)")
-    scale = float(values.get("rate_scale") or 1.0)
+    scale = _scale(values.get("rate_scale"), f"{place}: rate_scale")
     early = not generated and is_servegen(find_trace(path))
     source = TraceSource(
         path=path,
@@ -84,6 +85,15 @@ def trace_source(values: Mapping[str, Any], folder: Path, place: str) -> tuple[T
         changes=json.dumps(changes, sort_keys=True),
     )
     return source, 1.0 if early else scale
+
+
+def _scale(value: object, place: str) -> float:
+    """A factor above 0; 1 where none is given."""
+    if value is None:
+        return 1.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise InputError(f"{place}: found {value!r}; allowed: a number above 0")
+    return float(value)
 
 
 def beside(folder: Path, name: str, place: str) -> str:
