@@ -189,6 +189,14 @@ def test_where_nothing_completed_an_hour_has_a_price_and_a_token_has_none():
     assert entry["cache"]["hit_token_ratio"] is None
 
 
+def test_nothing_done_is_not_the_same_as_nothing_known():
+    idle = dataclasses.replace(OTHER, steps=0, kv_blocks=0, block_tokens=1)
+    (pool,) = summarise(dataclasses.replace(made(), pools=(idle,)))["pools"]
+    assert (pool["steps"], pool["kv_blocks"], pool["block_tokens"]) == (0, 0, 1)
+    hits = [{"first": 1, "last": 2, "cached": cached} for cached in (-1, 0, 1, 2)]
+    assert summarise(run_of(hits))["cache"]["requests_with_a_hit"] == 2
+
+
 def test_an_entry_as_one_row():
     entry = summarise(made(itl_histogram=histogram_of([0.5])), SLO(ttft_s=0.7))
     row = flat_entry(entry)

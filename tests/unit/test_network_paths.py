@@ -238,6 +238,22 @@ def test_legs_by_way_of_host_memory_and_store(kind: str, near: bool) -> None:
         assert path.streams == 2
 
 
+def test_store_and_host_memory_lie_within_the_rack() -> None:
+    seats = [Seat(n, c, 50.0, 5.0, 30.0) for n, c in zip("ab", (HERE, THERE), strict=True)]
+    own = exchange(GQA, split(2), split(2))
+    wiring = Wiring(rack_oversubscription=4.0, nodes_per_rack=1, store_bytes_per_s=7.0)
+    kinds = ("to_host", "from_host", "to_store", "from_store", "hosts")
+    network = lay_out(seats, {}, wiring, {(i, i): Hop(kind, 0, 1, own) for i, kind in enumerate(kinds)})
+    names = [[network.links[c.link].name for c in network.paths[i, i].crossings] for i in range(5)]
+    assert names == [
+        ["a pcie out"],
+        ["b pcie in"],
+        ["a nic out", "store in"],
+        ["b nic in", "store out"],
+        ["a nic out", "rack 0 uplink out", "b nic in", "rack 1 uplink in"],
+    ]
+
+
 def test_one_engine_without_pcie_sends_all_of_them_over_cards() -> None:
     seats = [Seat(n, c, 0.0, 5.0, p) for n, c, p in zip("ab", (HERE, BESIDE), (30.0, 0.0), strict=True)]
     network = lay_out(seats, {(0, 1): exchange(GQA, split(2), split(2))}, Wiring())
