@@ -84,12 +84,14 @@ def cached_blocks(e, s, tokens):  # type: ignore[no-untyped-def]
     if not e.caching:
         return hits, idle
     open_table(e, s)
+    pool = e.pool
+    node = pool.node
     for j in range((tokens - 1) // e.block_size):
-        block = find(e.pool, key_of(e, s, j))
+        block = find(pool, key_of(e, s, j))
         if block < 0:
             break
         hits += 1
-        if e.pool.node[block, REFERENCES] == 0:
+        if node[block, REFERENCES] == 0:
             idle += 1
     return hits, idle
 
@@ -97,11 +99,11 @@ def cached_blocks(e, s, tokens):  # type: ignore[no-untyped-def]
 @compiled
 def share_blocks(e, s, hits):  # type: ignore[no-untyped-def]
     """Put the first ``hits`` blocks found in the cache into the slot's table."""
-    t = e.table[s]
+    pool, keys, blocks = e.pool, e.block_keys[e.table[s]], e.block_table[e.table[s]]
     for j in range(hits):
-        block = find(e.pool, e.block_keys[t, j])
-        share(e.pool, block)
-        e.block_table[t, j] = block
+        block = find(pool, keys[j])
+        share(pool, block)
+        blocks[j] = block
     e.held_blocks[s] = hits
     e.registered[s] = hits
 
@@ -118,9 +120,9 @@ def take_blocks(e, s, tokens):  # type: ignore[no-untyped-def]
     if e.caching:
         while wanted > e.block_table.shape[1]:
             e.block_table, e.block_keys = wider(e.block_table), wider(e.block_keys)
-        t = e.table[s]
+        pool, blocks = e.pool, e.block_table[e.table[s]]
         for j in range(e.held_blocks[s], wanted):
-            e.block_table[t, j] = take(e.pool)
+            blocks[j] = take(pool)
     else:
         count_out(e, missing)
     e.held_blocks[s] = wanted
@@ -152,9 +154,11 @@ def take_phase(e, phase):  # type: ignore[no-untyped-def]
 def register_blocks(e, s, tokens):  # type: ignore[no-untyped-def]
     """Make the blocks filled by the first ``tokens`` tokens findable."""
     full = tokens // e.block_size
-    if e.caching:
+    if e.caching and full > e.registered[s]:
+        key_of(e, s, full - 1)  # all keys up to it
+        pool, keys, blocks = e.pool, e.block_keys[e.table[s]], e.block_table[e.table[s]]
         for j in range(e.registered[s], full):
-            publish(e.pool, e.block_table[e.table[s], j], key_of(e, s, j))
+            publish(pool, blocks[j], keys[j])
     e.registered[s] = max(e.registered[s], full)
 
 

@@ -13,7 +13,9 @@ from typing import Protocol
 
 
 class Eviction(Protocol):
-    """The order in which pages are let go. Each key is in at most once."""
+    """Pages by key, and the order in which they are let go. ``held``: the depth of each; to be looked at only."""
+
+    held: dict[int, int]
 
     def add(self, key: int, depth: int) -> None:
         """A page comes in; it counts as used now."""
@@ -21,46 +23,37 @@ class Eviction(Protocol):
     def touch(self, key: int) -> None:
         """A page is used."""
 
-    def remove(self, key: int) -> None:
-        """A page goes."""
+    def remove(self, key: int) -> int:
+        """A page goes; returns its depth."""
 
     def victims(self) -> Iterator[int]:
         """Pages in the order in which they would be let go."""
-
-    def __contains__(self, key: int) -> bool: ...
-
-    def __len__(self) -> int: ...
 
 
 class LeastRecent:
     """Least recently used first."""
 
     def __init__(self) -> None:
-        self._pages: OrderedDict[int, int] = OrderedDict()
+        self.held: OrderedDict[int, int] = OrderedDict()
 
     def add(self, key: int, depth: int) -> None:
-        self._pages[key] = depth
+        self.held[key] = depth
 
     def touch(self, key: int) -> None:
-        self._pages.move_to_end(key)
+        self.held.move_to_end(key)
 
-    def remove(self, key: int) -> None:
-        del self._pages[key]
+    def remove(self, key: int) -> int:
+        return self.held.pop(key)
 
     def victims(self) -> Iterator[int]:
-        return iter(self._pages)
-
-    def __contains__(self, key: int) -> bool:
-        return key in self._pages
-
-    def __len__(self) -> int:
-        return len(self._pages)
+        return iter(self.held)
 
 
 class _Ranked:
     """Pages in ranks, each in order of use; the subclass says how a page's rank changes and which rank goes first."""
 
     def __init__(self) -> None:
+        self.held: dict[int, int] = {}
         self._rank: dict[int, int] = {}
         self._members: dict[int, OrderedDict[int, None]] = {}
         self._heap: list[int] = []
@@ -72,9 +65,13 @@ class _Ranked:
             heapq.heappush(self._heap, rank)
         self._members[rank][key] = None
 
-    def remove(self, key: int) -> None:
-        rank = self._rank.pop(key)
-        del self._members[rank][key]
+    def _move(self, key: int, rank: int) -> None:
+        del self._members[self._rank[key]][key]
+        self._put(key, rank)
+
+    def remove(self, key: int) -> int:
+        del self._members[self._rank.pop(key)][key]
+        return self.held.pop(key)
 
     def victims(self) -> Iterator[int]:
         while self._heap and not self._members[self._heap[0]]:
@@ -84,35 +81,27 @@ class _Ranked:
             for rank in sorted(self._heap)[1:]:  # only where the whole first rank is pinned
                 yield from self._members[rank]
 
-    def __contains__(self, key: int) -> bool:
-        return key in self._rank
-
-    def __len__(self) -> int:
-        return len(self._rank)
-
 
 class LeastFrequent(_Ranked):
     """Fewest uses since it came in first; among equals the least recently used."""
 
     def add(self, key: int, depth: int) -> None:
+        self.held[key] = depth
         self._put(key, 1)
 
     def touch(self, key: int) -> None:
-        uses = self._rank[key]
-        self.remove(key)
-        self._put(key, uses + 1)
+        self._move(key, self._rank[key] + 1)
 
 
 class LengthAware(_Ranked):
     """The deepest in its prompt first, among equals the least recently used (Mooncake's LengthAwareCache)."""
 
     def add(self, key: int, depth: int) -> None:
+        self.held[key] = depth
         self._put(key, -depth)
 
     def touch(self, key: int) -> None:
-        rank = self._rank[key]
-        self.remove(key)
-        self._put(key, rank)
+        self._move(key, self._rank[key])
 
 
 EVICTION: dict[str, Callable[[], Eviction]] = {
@@ -128,9 +117,9 @@ class PageCache:
     def __init__(self, pages: float, policy: str, dropped: Callable[[int, int], None] | None = None) -> None:
         """``pages`` may be infinite; ``dropped`` is called with (key, depth) of each page that is let go."""
         self.pages = pages
-        #: Pages that are kept, and their depth; to be looked at only.
-        self.held: dict[int, int] = {}
         self._order = EVICTION[policy]()
+        #: Pages that are kept, and their depth; to be looked at only.
+        self.held = self._order.held
         self._pinned: dict[int, int] = {}
         self._dropped = dropped
         self.evicted = 0
@@ -153,9 +142,9 @@ class PageCache:
             return True
         if len(self.held) >= self.pages and not self._let_go():
             return False
-        self.held[key] = depth
         self._order.add(key, depth)
-        self.peak = max(self.peak, len(self.held))
+        if len(self.held) > self.peak:
+            self.peak = len(self.held)
         return True
 
     def pin(self, key: int) -> None:
@@ -172,11 +161,12 @@ class PageCache:
 
     def _let_go(self) -> bool:
         pinned = self._pinned
-        victim = next((key for key in self._order.victims() if key not in pinned), None)
-        if victim is None:
+        for victim in self._order.victims():
+            if victim not in pinned:
+                break
+        else:
             return False
-        self._order.remove(victim)
-        depth = self.held.pop(victim)
+        depth = self._order.remove(victim)
         self.evicted += 1
         if self._dropped is not None:
             self._dropped(victim, depth)

@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 
 from simulator.errors import SimulatorError
 from simulator.network import fair
+from simulator.units import SAME_INSTANT_S
 
 Floats = NDArray[np.float64]
+#: Links, load and share of each, and streams.
+_PathArrays = tuple[NDArray[np.int64], Floats, Floats, float]
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,9 @@ class Fabric:
         self._capacity = np.array([link.capacity_bytes_per_s for link in network.links], dtype=np.float64)
         self._carried = np.zeros(len(network.links))
         self._link_of = {link.name: i for i, link in enumerate(network.links)}
-        self._paths: dict[tuple[int, int], tuple[NDArray[np.int64], Floats, Floats, int]] = {}
+        self._paths: dict[tuple[int, int], _PathArrays] = {}
+        self._path_of: list[_PathArrays | None] = [None] * rows  # the one that was last laid in each row
+        self._event_s = self._end_s = float("inf")  # the next event, and before when no transfer ends
         self._row_of: dict[int, int] = {}
         self._id_of = [-1] * rows
         self._free = list(range(rows - 1, -1, -1))
@@ -149,35 +154,36 @@ class Fabric:
         row = self._new_row(transfer_id)
         columns = self._columns
         if size_bytes > 0:
-            if (src, dst) not in self._paths:
-                self._paths[src, dst] = self._path_arrays(self._network.paths[src, dst])
-            links, load, share, streams = self._paths[src, dst]
-            columns.links[row], columns.load[row], columns.share[row], columns.streams[row] = (
-                links,
-                load,
-                share,
-                streams,
-            )
-        columns.remaining_bytes[row] = size_bytes
-        columns.event_s[row] = now_s + delay_s
-        columns.sent_bytes[row], columns.repace[row], columns.pace_until_s[row] = 0.0, False, -np.inf
+            path = self._paths.get((src, dst))
+            if path is None:
+                path = self._paths[src, dst] = self._path_arrays(self._network.paths[src, dst])
+            if self._path_of[row] is not path:
+                fair.lay(columns.record, row, *path)
+                self._path_of[row] = path
+        event_s = now_s + delay_s
         if pace is not None:
-            columns.event_s[row] = max(now_s + delay_s, pace.from_s if size_bytes > 0 else pace.until_s)
-            if size_bytes > 0 and pace.until_s > pace.from_s:
-                columns.paced_bytes[row] = pace.before * size_bytes
-                columns.pace_from_s[row], columns.pace_until_s[row] = pace.from_s, pace.until_s
-        columns.order[row] = self._started
-        columns.state[row] = fair.WAITING
+            event_s = max(event_s, pace.from_s if size_bytes > 0 else pace.until_s)
+        end_s = fair.start(columns.record, row, float(size_bytes), float(event_s), self._started)
+        if pace is not None and size_bytes > 0 and pace.until_s > pace.from_s:
+            columns.paced_bytes[row] = pace.before * size_bytes
+            columns.pace_from_s[row], columns.pace_until_s[row] = pace.from_s, pace.until_s
         self._started += 1
+        self._event_s, self._end_s = min(self._event_s, event_s), min(self._end_s, end_s)
 
     def next_completion(self) -> float:
-        """When to call ``advance`` next: no transfer ends before. Infinity when nothing is under way."""
-        return float(fair.next_event(self._columns.record))
+        """When to call ``advance`` next: no transfer ends before. Infinity when nothing is under way.
+
+        Transfers that begin to flow need no call at that moment: it is told from the rates which are possible at best.
+        """
+        return self._end_s
 
     def advance(self, now_s: float) -> list[tuple[int, float]]:
         """Every transfer that has ended by ``now_s`` and its end, in order."""
-        count = fair.advance(self._columns.record, now_s, self._rows, self._finish_s)
         ended: list[tuple[int, float]] = []
+        if self._event_s > now_s + SAME_INSTANT_S:
+            return ended
+        found = fair.advance(self._columns.record, now_s, self._rows, self._finish_s)
+        count, self._event_s, self._end_s = found
         for row, finish_s in zip(self._rows[:count].tolist(), self._finish_s[:count].tolist(), strict=True):
             ended.append((self._id_of[row], finish_s))
             self._forget(row)
@@ -187,6 +193,7 @@ class Fabric:
         """Give a transfer up: the others share what it held. Call ``advance(now_s)`` first."""
         row = self._row_of[transfer_id]
         fair.release(self._columns.record, row, now_s)
+        self._event_s, self._end_s = fair.next_event(self._columns.record)
         self._forget(row)
 
     def set_capacity(self, link: str, capacity_bytes_per_s: float, now_s: float) -> None:
@@ -194,6 +201,7 @@ class Fabric:
         if capacity_bytes_per_s < 0 or not capacity_bytes_per_s < np.inf:
             raise SimulatorError(f"link {link}: {capacity_bytes_per_s} bytes/s; 0 or a positive capacity is needed")
         fair.set_capacity(self._columns.record, self._link_of[link], capacity_bytes_per_s, now_s)
+        self._event_s, self._end_s = fair.next_event(self._columns.record)
 
     def rate(self, transfer_id: int) -> float:
         """Bytes a second that a transfer moves now (0 while it waits)."""
@@ -209,12 +217,12 @@ class Fabric:
         """Bytes each link has carried, up to the last change among its flows."""
         return {link.name: float(b) for link, b in zip(self._network.links, self._carried, strict=True)}
 
-    def _path_arrays(self, path: Path) -> tuple[NDArray[np.int64], Floats, Floats, int]:
+    def _path_arrays(self, path: Path) -> _PathArrays:
         links = np.full(self._width, fair.NO_LINK, np.int64)
         load, share = np.zeros((2, self._width))
         for k, crossing in enumerate(path.crossings):
             links[k], load[k], share[k] = crossing.link, crossing.load, crossing.share
-        return links, load, share, path.streams
+        return links, load, share, float(path.streams)
 
     def _new_row(self, transfer_id: int) -> int:
         if not self._free:
@@ -231,6 +239,7 @@ class Fabric:
     def _grow(self, rows: int) -> None:
         kept = len(self._id_of)
         self._id_of += [-1] * (rows - kept)
+        self._path_of += [None] * (rows - kept)
         self._free = list(range(rows - 1, kept - 1, -1))
         columns = _Columns(rows, self._width, self._capacity, self._carried)
         columns.copy_from(self._columns)

@@ -245,8 +245,58 @@ def release(flows: Any, row: int, now_s: float) -> None:
 
 
 @compiled
-def advance(flows: Any, now_s: float, rows: Any, finish_s: Any) -> int:
-    """Run every event up to ``now_s``. Fills ``rows`` and ``finish_s`` with the transfers that ended; how many."""
+def earliest_end(flows: Any, row: int) -> float:
+    """Seconds before which a transfer cannot end: one that waits has its links to itself at best."""
+    if flows.state[row] != WAITING or flows.remaining_bytes[row] <= 0:
+        return flows.event_s[row]  # type: ignore[no-any-return]
+    level = np.inf
+    for k in range(flows.links.shape[1]):
+        link = flows.links[row, k]
+        if link != NO_LINK:
+            level = min(level, flows.capacity_bytes_per_s[link] / flows.load[row, k])
+    if level <= 0:
+        return np.inf
+    return flows.event_s[row] + flows.remaining_bytes[row] / (level * flows.streams[row])  # type: ignore[no-any-return]
+
+
+@compiled
+def next_event(flows: Any) -> tuple[float, float]:
+    """Seconds of the earliest event, and those before which no transfer ends; infinity when nothing is under way."""
+    event_s, end_s = np.inf, np.inf
+    for row in range(flows.state.size):
+        if flows.state[row] != FREE:
+            event_s = min(event_s, flows.event_s[row])
+            end_s = min(end_s, earliest_end(flows, row))
+    return event_s, end_s
+
+
+@compiled
+def start(flows: Any, row: int, size_bytes: float, event_s: float, order: int) -> float:
+    """A transfer waits in ``row`` until ``event_s``; all its bytes are there. Returns before when it cannot end."""
+    flows.remaining_bytes[row] = size_bytes
+    flows.event_s[row] = event_s
+    flows.order[row] = order
+    flows.sent_bytes[row] = 0.0
+    flows.repace[row] = False
+    flows.pace_until_s[row] = -np.inf
+    flows.state[row] = WAITING
+    return earliest_end(flows, row)
+
+
+@compiled
+def lay(flows: Any, row: int, links: Any, load: Any, share: Any, streams: float) -> None:
+    """The links that the flow in ``row`` crosses, and what it puts on them."""
+    for k in range(links.size):
+        flows.links[row, k] = links[k]
+        flows.load[row, k] = load[k]
+        flows.share[row, k] = share[k]
+    flows.streams[row] = streams
+
+
+@compiled
+def advance(flows: Any, now_s: float, rows: Any, finish_s: Any) -> tuple[int, float, float]:
+    """Run every event up to ``now_s``. Fills ``rows`` and ``finish_s`` with the transfers that ended; how many, and
+    what ``next_event`` says."""
     ended = 0
     while ended < rows.size:
         row = next_row(flows)
@@ -270,7 +320,8 @@ def advance(flows: Any, now_s: float, rows: Any, finish_s: Any) -> int:
         rows[ended] = row
         finish_s[ended] = at
         ended += 1
-    return ended
+    event_s, end_s = next_event(flows)
+    return ended, event_s, end_s
 
 
 @compiled
@@ -281,13 +332,3 @@ def set_capacity(flows: Any, link: int, capacity_bytes_per_s: float, now_s: floa
     flows.marked[link] = True
     mark_rest(flows)
     fill(flows, now_s)
-
-
-@compiled
-def next_event(flows: Any) -> float:
-    """Seconds of the earliest event, infinity when nothing is under way."""
-    when = np.inf
-    for row in range(flows.state.size):
-        if flows.state[row] != FREE and flows.event_s[row] < when:
-            when = flows.event_s[row]
-    return when
