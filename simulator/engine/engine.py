@@ -20,6 +20,7 @@ from simulator.engine.makers import (
     make_splitwise,
     make_tensorrt_llm,
     make_vllm,
+    make_vllm_v0,
 )
 from simulator.engine.reads import will_hold
 from simulator.engine.rules import REMADE
@@ -133,6 +134,7 @@ def shared(make: Callable[[EngineSpec, Any, Any], Any], block_setting: str = "bl
 
 POLICIES: dict[str, Policy] = {
     "vllm-v1": shared(make_vllm),
+    "vllm-v0": shared(make_vllm_v0),
     "tensorrt-llm": shared(make_tensorrt_llm, "tokens_per_block"),
     "distserve": shared(make_distserve),
     "splitwise": shared(make_splitwise),

@@ -18,6 +18,7 @@ from simulator.engine.rules import (
     SPLITWISE,
     STATIC_BATCH,
     TENSORRT_LLM,
+    VLLM_V0,
     RuleSet,
     rules_record,
 )
@@ -34,6 +35,8 @@ CAPACITY = {
     "MAX_UTILIZATION": MAX_UTILIZATION,
     "STATIC_BATCH": STATIC_BATCH,
 }
+#: Share of all blocks that prompts leave free (vllm/core/block_manager_v1.py, 0.5).
+V0_WATERMARK = 0.01
 FIRST_TOKEN = {"tensorrt-llm": AT_DECODE, "sglang": AT_DECODE, "distserve": AT_PREFILL, "splitwise": AT_PREFILL}
 
 
@@ -152,8 +155,29 @@ def make_splitwise(spec: EngineSpec, content: Any, desk: Any) -> Any:
     return make_plain(spec, rules, seqs, seqs + rules.prompt_tokens, content, desk)
 
 
-def make_plain(spec: EngineSpec, rules: RuleSet, seqs: int, tokens: int, content: Any, desk: Any) -> Any:
-    """An engine that plans a batch when the last one has ended, without a prefix cache."""
+def make_vllm_v0(spec: EngineSpec, content: Any, desk: Any) -> Any:
+    """State of a vLLM engine of the V0 kind: colocated, whole prompts, nothing planned ahead."""
+    s = spec.settings
+    if spec.role != "colocated":
+        raise InputError(f"engine vllm-v0: role '{spec.role}' is not allowed; allowed: colocated")
+    for name, allowed in (("async_scheduling", False), ("num_speculative_tokens", 0)):
+        if s.get(name, allowed) != allowed:
+            raise InputError(f"engine vllm-v0: {name} {s[name]} is not allowed; allowed: {allowed}")
+    rules = RuleSet(
+        policy=VLLM_V0,
+        chunking=False,
+        prompt_tokens=int(s["max_num_batched_tokens"]),
+        watermark_blocks=int(V0_WATERMARK * spec.kv_blocks),
+        stream_interval=int(s.get("stream_interval", 1)),
+    )
+    seqs = int(s["max_num_seqs"])
+    return make_plain(spec, rules, seqs, seqs + rules.prompt_tokens, content, desk, caching=bool(s["prefix_caching"]))
+
+
+def make_plain(
+    spec: EngineSpec, rules: RuleSet, seqs: int, tokens: int, content: Any, desk: Any, *, caching: bool = False
+) -> Any:
+    """An engine that plans a batch when the last one has ended."""
     return make_engine(
         ROLES[spec.role],
         1,
@@ -161,7 +185,7 @@ def make_plain(spec: EngineSpec, rules: RuleSet, seqs: int, tokens: int, content
         tokens,
         int(spec.settings["block_size"]),
         int(spec.settings["max_model_len"]),
-        False,
+        caching,
         False,
         False,
         spec.tell_finished,
@@ -209,4 +233,5 @@ def longest_prompt(policy: str, settings: dict[str, Any]) -> int | None:
     """Tokens of the longest prompt the engine ever computes, where a step's size bounds it; None where it does not."""
     if policy == "tensorrt-llm" and not settings["enable_chunked_prefill"]:
         return int(settings["max_num_tokens"])
-    return int(settings["max_tokens_per_batch"]) if policy == "distserve" else None
+    bound = {"distserve": "max_tokens_per_batch", "vllm-v0": "max_num_batched_tokens"}.get(policy)
+    return None if bound is None else int(settings[bound])

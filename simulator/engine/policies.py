@@ -5,11 +5,12 @@ from __future__ import annotations
 from simulator.compiled import compiled
 from simulator.engine.blocks import blocks_for
 from simulator.engine.distserve import must_wait_stage, plan_stage
-from simulator.engine.rules import DISTSERVE, SPLITWISE, TENSORRT_LLM
+from simulator.engine.rules import DISTSERVE, SPLITWISE, TENSORRT_LLM, VLLM_V0
 from simulator.engine.speculative_plans import plan_with_drafts
 from simulator.engine.splitwise import must_wait_machine, plan_machine
 from simulator.engine.tensorrt_llm import must_wait_in_flight, plan_in_flight
 from simulator.engine.vllm import plan_batch
+from simulator.engine.vllm_v0 import must_wait_behind, plan_prompts_first
 
 
 @compiled
@@ -23,6 +24,8 @@ def plan(e, now):  # type: ignore[no-untyped-def]
         return plan_stage(e, now)
     if e.rules.policy == SPLITWISE:
         return plan_machine(e, now)
+    if e.rules.policy == VLLM_V0:
+        return plan_prompts_first(e, now)
     if e.rules.drafts > 0:
         return plan_with_drafts(e, now)
     return plan_batch(e, now)
@@ -42,5 +45,7 @@ def must_wait(e, full):  # type: ignore[no-untyped-def]
         return True
     if e.rules.policy == TENSORRT_LLM:
         return must_wait_in_flight(e)
+    if e.rules.policy == VLLM_V0:
+        return must_wait_behind(e)
     s = e.waiting[e.waiting_head]
     return not e.caching and blocks_for(e, e.prompt[s] + e.received[s]) > e.pool.free

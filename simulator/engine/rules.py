@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from simulator.compiled import compiled, record
 
-VLLM, TENSORRT_LLM, DISTSERVE, SPLITWISE = 0, 1, 2, 3
+VLLM, TENSORRT_LLM, DISTSERVE, SPLITWISE, VLLM_V0 = 0, 1, 2, 3, 4
 GUARANTEED_NO_EVICT, MAX_UTILIZATION, STATIC_BATCH = 0, 1, 2
 #: Where a handed-over request's first token is made, and when the client gets it: again at the decode engine; at the
 #: prefill engine, sent when the decode engine begins; at the prefill engine, sent at once.
@@ -33,7 +33,7 @@ class RuleSet:
     chunking: bool = True  # whether a prompt may be cut
     first_token: int = REMADE
     prompt_seqs: int = 0  # DistServe: prompts of a batch, at most
-    prompt_tokens: int = 0  # DistServe, Splitwise: prompt tokens of a batch, at most
+    prompt_tokens: int = 0  # DistServe, Splitwise, vLLM V0: prompt tokens of a batch, at most
     accept_blocks: float = 0.0  # DistServe: takes the next prompt while those not begun hold fewer blocks
     max_preemptions: int = 0  # Splitwise: how often a request may be passed over
     stream_interval: int = 1  # tokens sent to the client together
@@ -49,6 +49,7 @@ class RuleSet:
     wait_ratio: float = 0.0  # TensorRT-LLM: share of a step's tokens at which they wait no longer
     balance_steps: int = 0  # TensorRT-LLM: steps for which prompts wait until every rank has one; 0: they do not
     balance_gather: int = 0  # TensorRT-LLM: further steps once every rank has one
+    watermark_blocks: int = 0  # vLLM V0: free blocks that prompts leave alone while others run
 
     @property
     def reserving(self) -> bool:
@@ -83,6 +84,7 @@ def make_rules(  # type: ignore[no-untyped-def]
     wait_ratio,
     balance_steps,
     balance_gather,
+    watermark_blocks,
     reserving,
 ):
     return Rules(
@@ -107,6 +109,7 @@ def make_rules(  # type: ignore[no-untyped-def]
         wait_ratio,
         balance_steps,
         balance_gather,
+        watermark_blocks,
         reserving,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 
@@ -143,9 +143,29 @@ class PageCache:
         if len(self.held) >= self.pages and not self._let_go():
             return False
         self._order.add(key, depth)
-        if len(self.held) > self.peak:
-            self.peak = len(self.held)
+        self.peak = max(self.peak, len(self.held))
         return True
+
+    def add_all(self, pages: Iterable[tuple[int, int]]) -> None:
+        """``add`` each of these pages (key, depth)."""
+        held, order, most = self.held, self._order, self.pages
+        for key, depth in pages:
+            if key in held:
+                order.touch(key)
+            elif len(held) < most or self._let_go():
+                order.add(key, depth)
+        self.peak = max(self.peak, len(held))  # whoever lets a page go takes one in: the last count is the highest
+
+    def touch_held(self, pages: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Count those of these pages (key, depth) that are kept as used; returns the others."""
+        held, touch = self.held, self._order.touch
+        others: list[tuple[int, int]] = []
+        for page in pages:
+            if page[0] in held:
+                touch(page[0])
+            else:
+                others.append(page)
+        return others
 
     def pin(self, key: int) -> None:
         """Keep a page until it is let loose as often."""

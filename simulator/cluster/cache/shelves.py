@@ -88,14 +88,18 @@ class Shelves:
     def look(self, now: float) -> None:
         """Put in their place the pages whose copies have ended by now."""
         self._now = max(self._now, now)
-        while self._copies and self._copies[0][0] <= now:
-            _, _, worker, level, pages = heapq.heappop(self._copies)
+        copies = self._copies
+        while copies and copies[0][0] <= now:
+            _, _, worker, level, pages = heapq.heappop(copies)
             self._arrive(worker, level, pages)
 
     def _arrive(self, worker: int, level: Level, pages: Sequence[Page]) -> None:
         level.incoming.difference_update([key for key, _ in pages])
-        for key, depth in pages:
-            self._add(worker, level, key, depth)
+        if self._plan.of_hosts and level.kind == "host":
+            for key, depth in pages:
+                self._add(worker, level, key, depth)
+        else:
+            level.cache.add_all(pages)
 
     def computed(self, worker: int, pages: Sequence[Page], now: float) -> None:
         """A worker has computed these pages: with write-through every level gets a copy."""
@@ -114,12 +118,8 @@ class Shelves:
         """Copy what a level does not have; what it has counts as used, the beginning of the prompt as last used."""
         if level.cache.pages < 1:
             return
-        held, incoming, fresh = level.cache.held, level.incoming, []
-        for page in reversed(pages):
-            if page[0] in held:
-                level.cache.touch(page[0])
-            elif page[0] not in incoming:
-                fresh.append(page)
+        incoming = level.incoming
+        fresh = [page for page in level.cache.touch_held(reversed(pages)) if page[0] not in incoming]
         if not fresh:
             return
         incoming.update([key for key, _ in fresh])

@@ -34,6 +34,8 @@ BLOCK = 512
 #: Share of requests within TTFT 10 s and TBT 100 ms, by prefill nodes of sixteen.
 SPLITS = {5: 0.777, 6: 0.972, 7: 0.991, 8: 0.990, 9: 0.992, 10: 0.984, 11: 0.861}
 NODES, TTFT_S, TBT_S = 16, 10.0, 0.1
+#: Host memory of a node for the pool: three million tokens, of which the paper's nodes hold up to (section 4).
+POOL_GIB = 1024
 #: Share of requests whose slowest tenth of gaps stays within so many milliseconds, conversation trace.
 WITHIN = {"mooncake": {100: 0.966, 200: 0.999, 300: 1.0}, "vllm": {100: 0.161, 200: 0.388, 300: 0.627}}
 WITHIN_REQUESTS = 4000
@@ -180,10 +182,10 @@ def _clusters() -> Iterator[Row]:
 
 
 _ENDS = {
-    5: "each prefill node has a cache of its own here; Mooncake's nodes share one",
+    5: "the prefill nodes are just short of enough here and there: some per cent of speed move many requests",
     11: "five decode nodes keep 100 ms here; what slows Mooncake's there is not stated",
 }
-_VLLM = "stalls behind prompts are fewer: vLLM 0.5 takes all waiting prompts before any decode, which is not modelled"
+_VLLM = "requests stand still for less: a decode step there must be slower, or the load higher, than is stated"
 
 
 def cluster(prefill: int) -> dict[str, Any]:
@@ -198,7 +200,8 @@ def cluster(prefill: int) -> dict[str, Any]:
             {"name": "decode", "role": "decode", "workers": NODES - prefill, **node},
         ],
         "network": {"kind": "rdma", "nic_gbit_per_s": 200, "nics_per_node": 4},
-        "kv_transfer": {"mode": "layerwise"},
+        "kv_transfer": {"mode": "layerwise", "landing": "host"},
+        "cache": {"block_tokens": BLOCK, "host": {"gib": POOL_GIB}, "pool": {"of": "hosts"}},
         "routing": {"joint": "mooncake"},
     }
 
