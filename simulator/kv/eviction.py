@@ -13,9 +13,11 @@ from typing import Protocol
 
 
 class Eviction(Protocol):
-    """Pages by key, and the order in which they are let go. ``held``: the depth of each; to be looked at only."""
+    """Pages by key, and the order in which they are let go. Each key is in at most once."""
 
-    held: dict[int, int]
+    @property
+    def held(self) -> dict[int, int]:
+        """The depth of each page; to be looked at only."""
 
     def add(self, key: int, depth: int) -> None:
         """A page comes in; it counts as used now."""

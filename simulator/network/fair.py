@@ -256,7 +256,8 @@ def earliest_end(flows: Any, row: int) -> float:
             level = min(level, flows.capacity_bytes_per_s[link] / flows.load[row, k])
     if level <= 0:
         return np.inf
-    return flows.event_s[row] + flows.remaining_bytes[row] / (level * flows.streams[row])  # type: ignore[no-any-return]
+    flowing_s = flows.remaining_bytes[row] / (level * flows.streams[row])
+    return flows.event_s[row] + flowing_s  # type: ignore[no-any-return]
 
 
 @compiled
@@ -280,7 +281,7 @@ def start(flows: Any, row: int, size_bytes: float, event_s: float, order: int) -
     flows.repace[row] = False
     flows.pace_until_s[row] = -np.inf
     flows.state[row] = WAITING
-    return earliest_end(flows, row)
+    return earliest_end(flows, row)  # type: ignore[no-any-return]
 
 
 @compiled
