@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from simulator.models.precision import Parallel
 from simulator.validation.serving_points import Group, Point
@@ -18,6 +19,12 @@ from simulator.validation.serving_points import Group, Point
 MTP_RUNS = (("1.2.0rc6.post3", ""), ("1.1.0rc2.post2", "2026-01-14"))
 #: Prompts a step holds in Dynamo's context servers: TensorRT-LLM ``max_num_tokens``.
 CONTEXT_TOKENS = {1024: 8192, 8192: 16640}
+#: GPUs of an engine of SGLang's low-latency recipes on GB200 (ishandhanani/srt-slurm, ``recipes/gb200-*/*/low-latency``).
+LOW_LATENCY_GPUS = 4
+#: Attention ranks from which SGLang's fp8 recipes on GB200 use DeepEP.
+DEEPEP_RANKS = 8
+#: Day of the recipe (``recipes/b200-fp8/8k1k.yaml``) that followed the first ones of DeepSeek-R1 fp8 on B200.
+B200_FP8_LATER = "2026-03"
 #: ``--max_num_tokens`` of the first script of DeepSeek-R1 fp4 (``dsr1_fp4_b200_trt_slurm.sh``, 2025-10).
 FIRST_SCRIPT_TOKENS = 2200
 
@@ -56,8 +63,14 @@ def stated_or_published(point: Point) -> Point:
 
 
 def _expert_parallel(group: Group) -> Group:
-    """SGLang's pools with attention data parallelism spread their experts over the same GPUs (DEP)."""
+    """SGLang's pools with attention data parallelism spread their experts over the same GPUs (DEP).
+
+    Not those of four GPUs without expert parallelism: the recipes of that shape (GB200, low latency) are tensor-parallel
+    with ``enable-dp-attention: false``, though their rows list four attention ranks.
+    """
     p = group.parallel
+    if p.dp == LOW_LATENCY_GPUS and p.ep == 1:
+        return replace(group, parallel=replace(p, tp=p.dp * p.tp, dp=1))
     return replace(group, parallel=replace(p, ep=p.tp * p.dp)) if p.dp > 1 else group
 
 
@@ -150,3 +163,42 @@ def has_piecewise_graphs(point: Point) -> bool:
     if point.precision == "fp4":
         return (shape == (1024, 1024) and clients in (32, 64, 128)) or (shape == (1024, 8192) and clients == 64)
     return clients > {(1024, 1024): 4, (1024, 8192): 8}.get(shape, 16)
+
+
+def sglang_pool(point: Point, role: str) -> dict[str, Any]:
+    """Settings of SGLang's pools of DeepSeek-R1, as the benchmark's recipes state them (ishandhanani/srt-slurm and
+    NVIDIA/srt-slurm, ``recipes/gb200-*``, ``recipes/b200-*``, 2025-12 to 2026-03).
+
+    Chunks and running requests of a recipe are those of all attention ranks; ``max_prefill_tokens`` is one rank's.
+    """
+    group = next(group for group in point.groups if group.role == role)
+    ranks = group.parallel.dp
+    long_prompt = point.input_tokens > 4096
+    if point.system == "gb200":
+        if is_deepep(point):
+            return {"chunked_prefill_size": 131072, "max_prefill_tokens": 16384 * ranks, "mem_fraction_static": 0.8}
+        chunk = 24576 if long_prompt else 8192
+        return {"chunked_prefill_size": chunk, "scheduler_recv_interval": 10, "mem_fraction_static": 0.95}
+    if role == "decode":
+        return {"mem_fraction_static": 0.75 if point.precision == "fp8" else 0.85}
+    if point.precision == "fp4":
+        return {"chunked_prefill_size": 65536, "max_prefill_tokens": 65536 * ranks, "mem_fraction_static": 0.85}
+    if point.measured >= B200_FP8_LATER:
+        return {
+            "chunked_prefill_size": 65536,
+            "max_prefill_tokens": 8192 * ranks,
+            "max_running_requests": 8,
+            "mem_fraction_static": 0.6,
+        }
+    return {
+        "chunked_prefill_size": 131072,
+        "max_prefill_tokens": 16384 * ranks,
+        "max_running_requests": 16,
+        "mem_fraction_static": 0.6,
+    }
+
+
+def is_deepep(point: Point) -> bool:
+    """Whether a run's recipe sends tokens to experts by DeepEP: all of GB200 fp8 with eight attention ranks or more."""
+    wide = any(group.parallel.dp >= DEEPEP_RANKS for group in point.groups)
+    return point.backend == "sglang" and point.system == "gb200" and point.precision == "fp8" and wide

@@ -21,9 +21,11 @@ from simulator.validation.serving_deployments import (
     draft_tokens,
     expert_backend,
     has_piecewise_graphs,
+    is_deepep,
     is_deepseek_on_trtllm,
     is_first_fp4_script,
     sequences_at_once,
+    sglang_pool,
     trtllm_slots,
 )
 from simulator.validation.serving_points import Point
@@ -38,8 +40,8 @@ PROFILES = {
 UNSTATED = {"vllm": "vllm-0.19", "sglang": "sglang", "trtllm": "tensorrt-llm"}
 #: vLLM as the Llama runs on B200 were started (cudagraph_mode FULL_DECODE_ONLY).
 DECODE_GRAPHS = "vllm-0.11-decode-graphs"
-#: SGLang with DeepEP, for runs with as many attention ranks as its recipes spread experts over.
-WIDE_EXPERTS, WIDE_RANKS = "sglang-deepep", 32
+#: SGLang with DeepEP, as the recipes of 2025-12 and later start it: no two-batch overlap.
+WIDE_EXPERTS = "sglang-deepep-0.5"
 #: TensorRT-LLM whose steps with prompts run as piecewise CUDA graphs.
 PIECEWISE = "tensorrt-llm-piecewise"
 #: Multi-token prediction of DeepSeek-R1 on the benchmark's text. Acceptance: fit to TPOT of its runs with three drafts
@@ -75,7 +77,7 @@ def _profile(point: Point) -> str:
     blackwell = point.system in ("b200_sxm", "gb200")
     if point.backend == "vllm" and point.origin == "inferencex" and blackwell and point.model.startswith("llama"):
         return DECODE_GRAPHS
-    if point.backend == "sglang" and any(group.parallel.dp >= WIDE_RANKS for group in point.groups):
+    if is_deepep(point):
         return WIDE_EXPERTS
     version = _numbers(point.version)[:2]
     if has_piecewise_graphs(point):
@@ -159,7 +161,7 @@ def _sglang(point: Point, role: str) -> dict[str, Any]:
         }
     found: dict[str, Any] = {"disable_radix_cache": True, "ignore_eos": True}
     if point.mode == "disagg":
-        return found
+        return found | sglang_pool(point, role)
     if point.system == "b200_sxm":
         found["scheduler_recv_interval"] = 30 if point.concurrency >= 16 else 10
     if point.system == "b200_sxm" and point.precision == "fp4":
