@@ -16,6 +16,7 @@ from simulator.schema import Schema, check, read_yaml
 
 FOLDER = "hardware_profiles/engines"
 HostSeconds = Annotated[float, Field(ge=0, le=60)]
+ColdSeconds = Annotated[float, Field(ge=0, le=3600)]
 
 
 class ExpertsFile(Schema):
@@ -60,11 +61,14 @@ class CostsFile(Schema):
     detokenise_s: HostSeconds
     frontend_request_s: HostSeconds = 0.0
     frontend_token_s: HostSeconds = 0.0
+    cold_prompt_s: ColdSeconds = 0.0
+    cold_past_s: ColdSeconds = 0.0
     decode_graph_sizes: tuple[int, ...] = ()
     fused_quantisation: bool = False
     fused_norm_all_reduce: bool = False
     all_reduce: str
     expert_all_to_all: Literal["all_gather", "deepep"] = "all_gather"
+    shared_experts: Literal["apart", "beside"] = "apart"
     routing: Literal["balanced", "skewed", "by_groups"] = "balanced"
     decode_routing: Literal["independent", "identical"] = "independent"
     experts: ExpertsFile = ExpertsFile()
@@ -95,9 +99,12 @@ class EngineCosts:
     (rows of the collective tables). ``expert_all_to_all``: all_gather, deepep. ``routing``: balanced or skewed (power
     law 1.2), rows of the expert tables, or by_groups: skewed for models whose router chooses among groups of experts.
     ``decode_routing``: identical where all decoding sequences choose the same experts, as they do when random weights
-    make them repeat one token. ``experts``: how routed experts are spread over many GPUs. ``expert_kernels``: whose
+    make them repeat one token. ``shared_experts``: beside where a decode step computes them next to the routed ones
+    (a second stream, or one more expert of the same kernel), which leaves only their bytes to be read. ``experts``: how routed experts are spread over many GPUs. ``expert_kernels``: whose
     rows of the expert tables it runs, where they are not those of ``kernels``; ``expert_routing_s``: GPU seconds of a
-    layer for sorting tokens by expert, beside what those rows hold.
+    layer for sorting tokens by expert, beside what those rows hold. ``cold_prompt_s``, ``cold_past_s``: what launching
+    takes longer where kernels are fetched or compiled when first used: in an engine's first step with prompts, and in
+    its first that goes on with a prompt computed in part (SGLang's policy alone looks at them).
     """
 
     name: str
@@ -130,6 +137,9 @@ class EngineCosts:
     frontend_token_s: float = 0.0
     expert_kernels: str = ""
     expert_routing_s: float = 0.0
+    shared_experts: str = "apart"
+    cold_prompt_s: float = 0.0
+    cold_past_s: float = 0.0
 
     def on_host(self, speed: float | None) -> EngineCosts:
         """The same engine on a host that runs one thread ``speed`` times as fast as the one beside an H100 (None: as

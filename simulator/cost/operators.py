@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -22,6 +22,8 @@ from simulator.models.precision import Parallel, Precision
 BF16 = 2.0
 #: Stored format and arithmetic of what checkpoints leave unquantised.
 PLAIN = ("bf16", "bf16")
+#: How the operators of shared experts are called, at the beginning.
+SHARED = "shared experts"
 #: Bytes a logit is moved by sampling: written in bf16, widened to fp32, read for the maximum.
 SAMPLING_BYTES = 2.0 + 2.0 + 4.0 + 4.0
 
@@ -192,7 +194,7 @@ class Step:
         yield self.gemm("router", layers, moe.experts, m.hidden, PLAIN)
         yield self.stream("top-k of the router", layers, 2 * moe.experts * 4.0)
         if moe.shared_width:
-            yield from self._mlp("shared experts", layers, moe.shared_width)
+            yield from self._mlp(SHARED, layers, moe.shared_width)
         if self.costs.expert_routing_s:
             place = f"engine profile {self.costs.name}"
             yield Operator("sorting by expert", layers, lambda t: fixed_time(self.costs.expert_routing_s, t), place)
@@ -347,10 +349,22 @@ class Step:
         if self.deepep:
             fast = {op.name: op for op in self._deepep(self.model.moe_layers, low_latency=True)}
             return tuple(fast.get(op.name, op) for op in self.token_operators)
+        found = self.token_operators
+        if self.costs.shared_experts == "beside":
+            found = tuple(self._beside(op) if op.name.startswith(SHARED) else op for op in found)
         if self.costs.decode_routing != "identical" or not self.model.moe_layers:
-            return self.token_operators
+            return found
         experts = self._experts(self.model.moe_layers, identical=True)
-        return tuple(experts if op.name == experts.name else op for op in self.token_operators)
+        return tuple(experts if op.name == experts.name else op for op in found)
+
+    def _beside(self, found: Operator) -> Operator:
+        """An operator that runs beside a longer one: the bytes it has to read are what it adds."""
+
+        def time(tokens: Floats) -> Time:
+            alone = found.time(tokens)
+            return alone.scaled(np.minimum(alone.memory_s / alone.seconds, 1.0))
+
+        return replace(found, time=time, origin=f"{found.origin}; beside the routed experts, its bytes alone")
 
     def _stage_handover(self) -> Operator:
         kernel = self.kernels.find("point_to_point", "any", "any")

@@ -242,6 +242,8 @@ def _build(key: _Key) -> StepCostTable:
         mixed_launch_s=at_all_counts(lambda tokens: _launch_ahead(step, tokens), key.max_tokens + key.max_seqs),
         mixed_prepare_s=_prepare_s(key.costs),
         launch_jitter=key.costs.launch_jitter,
+        cold_prompt_s=step.hosted.cold_prompt_s,
+        cold_past_s=step.hosted.cold_past_s,
         context_knots=contexts,
         decode_attention_s=step.attention.decode_seconds(seqs[:, None], contexts[None, :]),
         chunk_new_knots=new,

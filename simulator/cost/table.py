@@ -35,6 +35,9 @@ class StepCostTable:
       ``mixed_launch_s[tokens]`` after the planning on average, and it ends no earlier than that. Of this time the share
       ``launch_jitter`` is exponentially distributed.
 
+    Launching takes ``cold_prompt_s`` longer in the first step with prompts, and ``cold_past_s`` in the first that goes
+    on with a prompt: kernels that are fetched or compiled when first used (SGLang's policy alone looks at them).
+
     ``decode_attention_s[n, k]``: decode attention (all layers) of n sequences with mean context ``context_knots[k]``;
     linear between knots, and beyond the last two. ``chunk_attention_s[i, j]``: prefill attention (all layers) of
     ``chunk_new_knots[i]`` new tokens over ``chunk_past_knots[j]`` earlier ones; bilinear, in sqrt-free plain counts.
@@ -62,6 +65,8 @@ class StepCostTable:
     mixed_launch_s: Floats = field(default_factory=lambda: np.zeros(2))
     mixed_prepare_s: float = 0.0
     launch_jitter: float = 0.0
+    cold_prompt_s: float = 0.0
+    cold_past_s: float = 0.0
     per_finished_prefill_s: float = 0.0
     context_knots: Floats = field(default_factory=lambda: np.array([0.0, 1.0]))
     decode_attention_s: Floats = field(default_factory=lambda: np.zeros((2, 2)))
@@ -97,6 +102,8 @@ StepCost = record(
         "mixed_launch_s",
         "mixed_prepare_s",
         "launch_jitter",
+        "cold_prompt_s",
+        "cold_past_s",
         "per_finished_prefill_s",
         "context_knots",
         "decode_attention_s",
@@ -127,6 +134,8 @@ def make_step_cost(  # type: ignore[no-untyped-def]
     mixed_launch_s,
     mixed_prepare_s,
     launch_jitter,
+    cold_prompt_s,
+    cold_past_s,
     per_finished_prefill_s,
     context_knots,
     decode_attention_s,
@@ -152,6 +161,8 @@ def make_step_cost(  # type: ignore[no-untyped-def]
         mixed_launch_s,
         mixed_prepare_s,
         launch_jitter,
+        cold_prompt_s,
+        cold_past_s,
         per_finished_prefill_s,
         context_knots,
         decode_attention_s,
@@ -257,6 +268,8 @@ def step_cost_record(table: StepCostTable) -> object:
         table.mixed_launch_s,
         float(table.mixed_prepare_s),
         float(table.launch_jitter),
+        float(table.cold_prompt_s),
+        float(table.cold_past_s),
         float(table.per_finished_prefill_s),
         table.context_knots,
         table.decode_attention_s,

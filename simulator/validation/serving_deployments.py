@@ -177,8 +177,11 @@ def sglang_pool(point: Point, role: str) -> dict[str, Any]:
     if point.system == "gb200":
         if is_deepep(point):
             return {"chunked_prefill_size": 131072, "max_prefill_tokens": 16384 * ranks, "mem_fraction_static": 0.8}
-        chunk = 24576 if long_prompt else 8192
-        return {"chunked_prefill_size": chunk, "scheduler_recv_interval": 10, "mem_fraction_static": 0.95}
+        found: dict[str, Any] = {"scheduler_recv_interval": 10, "mem_fraction_static": 0.95}
+        if role == "decode":
+            return found
+        chunk, held = (24576, 32768) if long_prompt else (8192, 8192)
+        return found | {"chunked_prefill_size": chunk, "max_total_tokens": held}
     if role == "decode":
         return {"mem_fraction_static": 0.75 if point.precision == "fp8" else 0.85}
     if point.precision == "fp4":

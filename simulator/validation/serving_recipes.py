@@ -40,6 +40,9 @@ PROFILES = {
 UNSTATED = {"vllm": "vllm-0.19", "sglang": "sglang", "trtllm": "tensorrt-llm"}
 #: vLLM as the Llama runs on B200 were started (cudagraph_mode FULL_DECODE_ONLY).
 DECODE_GRAPHS = "vllm-0.11-decode-graphs"
+#: SGLang on B200 where a table names no version, by the day of the run: the benchmark's image until 2025-11 was
+#: lmsysorg/sglang:v0.5.3rc1-cu129-b200.
+COLD_BUILDS = (("2025-11-15", "sglang-0.5.3-b200"), ("~", "sglang-0.5.5-b200"))
 #: SGLang with DeepEP, as the recipes of 2025-12 and later start it: no two-batch overlap.
 WIDE_EXPERTS = "sglang-deepep-0.5"
 #: TensorRT-LLM whose steps with prompts run as piecewise CUDA graphs.
@@ -82,6 +85,8 @@ def _profile(point: Point) -> str:
     version = _numbers(point.version)[:2]
     if has_piecewise_graphs(point):
         return PIECEWISE
+    if not version and point.backend == "sglang" and point.system == "b200_sxm":
+        return next(name for before, name in COLD_BUILDS if point.measured < before)
     if not version:
         return "tensorrt-llm-1.1" if is_deepseek_on_trtllm(point) else UNSTATED[point.backend]
     if point.origin == "inferencex" and point.mode == "disagg":

@@ -56,6 +56,8 @@ NUMBERS: dict[str, str] = {
     "unseen": "of these, the last so many: come since the last look for new requests",
     "since_look": "decode steps planned since that look",
     "last_prefill": "whether the last planned step held prompts",
+    "warm_prompt": "whether a step has held prompts: its kernels are there",
+    "warm_past": "whether one has gone on with a prompt computed in part: those kernels too",
     "holding_count": "DECODE: requests whose KV is being read",
     "ready_count": "DECODE: requests whose KV is there, but which have not begun",
     "retracted_count": "DECODE: requests whose KV was taken from them",

@@ -34,11 +34,11 @@ def plan_step(e, now):  # type: ignore[no-untyped-def]
     r = e.planned % RING
     e.batch_decodes[r], e.batch_tokens[r] = 0, 0
     e.batch_firsts[r], e.batch_leaving[r], e.batch_joined[r] = 0, 0, 0
-    if e.role == DECODE:
-        take_over(e, now)
-        return plan_decode(e) if e.running_count > 0 else NOTHING
     if e.recv_interval > 1:
         look_for_requests(e)
+    if e.role == DECODE:
+        e.last_prefill = take_over(e, now)
+        return plan_decode(e) if e.running_count > 0 else NOTHING
     if e.chunked >= 0:
         s = e.chunked
         checkpoint(e, s, e.extend_end[s])
@@ -61,7 +61,8 @@ def plan_step(e, now):  # type: ignore[no-untyped-def]
 
 @compiled
 def look_for_requests(e):  # type: ignore[no-untyped-def]
-    """New requests are fetched after a step with prompts, every ``recv_interval`` decode steps, and when idle."""
+    """New requests are fetched after a step with prompts, every ``recv_interval`` decode steps, and when idle; by a
+    decode engine also after others have begun (to it a batch of ready-made prompts)."""
     e.since_look += 1
     idle = e.planned == e.completed and e.running_count == 0
     if e.last_prefill or idle or e.since_look >= e.recv_interval:

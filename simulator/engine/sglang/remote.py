@@ -18,17 +18,20 @@ from simulator.engine.sglang.state import (
     REMOTE,
     outputs_now,
     pages,
+    seen,
 )
 from simulator.engine.state import FINISHED, READ, free_slot, tell
 
 
 @compiled
 def take_over(e, now):  # type: ignore[no-untyped-def]
-    """What a decode engine does before each planning: bring back retracted requests, begin others, ask for KV."""
+    """What a decode engine does before each planning: bring back retracted requests, begin others, ask for KV.
+    Returns whether any have begun."""
     come_back(e)
-    begin_ready(e, now)
+    begun = begin_ready(e, now)
     if e.retracted_count == 0:
         ask_for_kv(e, now)
+    return begun > 0
 
 
 @compiled
@@ -98,6 +101,7 @@ def begin_ready(e, now):  # type: ignore[no-untyped-def]
         e.ready_count -= begun
         for i in range(e.ready_count):
             e.ready[i] = e.ready[i + begun]
+    return begun
 
 
 @compiled
@@ -138,7 +142,7 @@ def ask_for_kv(e, now):  # type: ignore[no-untyped-def]
     retractable = 0
     for i in range(e.running_count):
         retractable += e.prompt[e.running[i]] + outputs_now(e, e.running[i])
-    while e.waiting_count > 0 and e.free_rows > 0:
+    while seen(e) > 0 and e.free_rows > 0:
         s = e.waiting[e.waiting_head]
         taken = pages(e, e.prompt[s]) * e.page
         alone = e.running_count + e.holding_count + e.ready_count == 0

@@ -108,6 +108,8 @@ def make_state(  # type: ignore[no-untyped-def]
         0,
         0,
         False,
+        False,
+        False,
         0,
         0,
         0,

@@ -50,7 +50,7 @@ def submit(e, row, prompt, target, part, outside, now):  # type: ignore[no-untyp
     s = new_slot(e, row, prompt, target)
     e.pending_prompt_tokens += prompt
     wait_last(e, s)
-    if e.recv_interval > 1 and e.role != DECODE:
+    if e.recv_interval > 1:
         e.unseen += 1
     if e.planned == e.completed:
         e.plan_at_s = min(e.plan_at_s, now)
@@ -90,11 +90,28 @@ def schedule(e, now):  # type: ignore[no-untyped-def]
             prompts = prompts_spread(e, chunks)
             seconds = mixed_step_seconds(e.cost, singles, context, prompts, new, past, attention, finished)
         launching = drawn_launch_s(e, singles + new) if chunks > 0 else 0.0
+        if chunks > 0 and not (e.warm_prompt and e.warm_past):
+            cold = first_use_s(e, past)
+            if cold > 0.0:
+                launching = max(launching, seconds) + cold
         start = launch(e, now, seconds, launching)
         if e.tell_chunks:
             date_chunks(e, news_before, start, e.gpu_free_s)
         if e.logging:
             log_batch(e, start, rows_before)
+
+
+@compiled
+def first_use_s(e, past):  # type: ignore[no-untyped-def]
+    """Host seconds for kernels that the step being launched is the first to need; ``past``: tokens computed before."""
+    cold = 0.0
+    if not e.warm_prompt:
+        e.warm_prompt = True
+        cold += e.cost.cold_prompt_s
+    if past > 0 and not e.warm_past:
+        e.warm_past = True
+        cold += e.cost.cold_past_s
+    return cold
 
 
 @compiled
