@@ -159,6 +159,13 @@ SGLANG = Family(
         ),
         Setting("ignore_eos", False, "", "requests always run to their limit, and admission knows it"),
         Setting(
+            "reserve_known_lengths",
+            True,
+            "",
+            "with ignore_eos: room for all that running requests may yet write (0.5.23); false: times the new-token "
+            "ratio (0.5.9 and before)",
+        ),
+        Setting(
             "context_length", FROM_MODEL, "tokens", "longest prompt plus output; 0 takes the model's own maximum", 0
         ),
         Setting(

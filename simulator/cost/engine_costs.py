@@ -100,10 +100,11 @@ class EngineCosts:
     law 1.2), rows of the expert tables, or by_groups: skewed for models whose router chooses among groups of experts.
     ``decode_routing``: identical where all decoding sequences choose the same experts, as they do when random weights
     make them repeat one token. ``shared_experts``: beside where a decode step computes them next to the routed ones
-    (a second stream, or one more expert of the same kernel), which leaves only their bytes to be read. ``experts``: how routed experts are spread over many GPUs. ``expert_kernels``: whose
-    rows of the expert tables it runs, where they are not those of ``kernels``; ``expert_routing_s``: GPU seconds of a
-    layer for sorting tokens by expert, beside what those rows hold. ``cold_prompt_s``, ``cold_past_s``: what launching
-    takes longer where kernels are fetched or compiled when first used: in an engine's first step with prompts, and in
+    (a second stream, or one more expert of the same kernel), which leaves only their bytes to be read. ``experts``:
+    how routed experts are spread over many GPUs. ``expert_kernels``: whose rows of the expert tables it runs, where
+    they are not those of ``kernels``; ``expert_routing_s``: GPU seconds of a layer for sorting tokens by expert, beside
+    what those rows hold. ``cold_prompt_s``, ``cold_past_s``: what launching takes longer where kernels are fetched or
+    compiled when first used: in an engine's first step with prompts, and in
     its first that goes on with a prompt computed in part (SGLang's policy alone looks at them).
     """
 

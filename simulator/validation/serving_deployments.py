@@ -19,7 +19,7 @@ from simulator.validation.serving_points import Group, Point
 MTP_RUNS = (("1.2.0rc6.post3", ""), ("1.1.0rc2.post2", "2026-01-14"))
 #: Prompts a step holds in Dynamo's context servers: TensorRT-LLM ``max_num_tokens``.
 CONTEXT_TOKENS = {1024: 8192, 8192: 16640}
-#: GPUs of an engine of SGLang's low-latency recipes on GB200 (ishandhanani/srt-slurm, ``recipes/gb200-*/*/low-latency``).
+#: GPUs of an engine of SGLang's low-latency recipes (ishandhanani/srt-slurm, ``recipes/gb200-*/*/low-latency``).
 LOW_LATENCY_GPUS = 4
 #: Attention ranks from which SGLang's fp8 recipes on GB200 use DeepEP.
 DEEPEP_RANKS = 8
@@ -65,8 +65,8 @@ def stated_or_published(point: Point) -> Point:
 def _expert_parallel(group: Group) -> Group:
     """SGLang's pools with attention data parallelism spread their experts over the same GPUs (DEP).
 
-    Not those of four GPUs without expert parallelism: the recipes of that shape (GB200, low latency) are tensor-parallel
-    with ``enable-dp-attention: false``, though their rows list four attention ranks.
+    Not those of four GPUs without expert parallelism: the recipes of that shape (GB200, low latency) are
+    tensor-parallel with ``enable-dp-attention: false``, though their rows list four attention ranks.
     """
     p = group.parallel
     if p.dp == LOW_LATENCY_GPUS and p.ep == 1:

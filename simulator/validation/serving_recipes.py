@@ -155,16 +155,14 @@ def _generated_tokens(point: Point, role: str) -> int:
 
 
 def _sglang(point: Point, role: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"disable_radix_cache": True, "ignore_eos": True, "reserve_known_lengths": False}
     if point.origin != "inferencex":
-        return {
-            "disable_radix_cache": True,
-            "ignore_eos": True,
+        return found | {
             "max_prefill_tokens": point.input_tokens + 1500,
             # enable_mixed_chunk came into the generator's rules after the runs of 0.5.1 (2025-08)
             "mixed_chunk": _numbers(point.version) >= (0, 5, 6),
             "max_running_requests": max(point.concurrency, 1),
         }
-    found: dict[str, Any] = {"disable_radix_cache": True, "ignore_eos": True}
     if point.mode == "disagg":
         return found | sglang_pool(point, role)
     if point.system == "b200_sxm":

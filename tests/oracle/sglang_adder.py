@@ -18,7 +18,9 @@ class Adder:
         self.current_offset = mixed_decodes
         future = 0
         for r in self.running:
-            future += min(r.max_new_tokens - r.outputs, CLIP_MAX_NEW_TOKENS) * self.ratio
+            future += min(r.max_new_tokens - r.outputs, CLIP_MAX_NEW_TOKENS) * (
+                1.0 if r.ignore_eos and engine.reserve_known else self.ratio
+            )
         self.total_offset = mixed_decodes + future
         self.admitted = []
         self.new_chunked = None

@@ -174,3 +174,16 @@ def test_every_weight_format_runs_and_fewer_bytes_decode_faster(weights: str, gp
     seconds = decode_step_seconds(step, 4, 4000)
     assert seconds <= decode_step_seconds(plain, 4, 4000) * 1.001
     assert mixed_step_seconds(step, [(1000, 0)]) > 0
+
+
+def test_shared_experts_beside_the_routed_ones_cost_their_bytes_in_decode_alone() -> None:
+    step = step_of(CASES[3])
+    apart = replace(step, costs=replace(step.costs, shared_experts="apart"))
+    beside = replace(step, costs=replace(step.costs, shared_experts="beside"))
+    count = np.array([64.0])
+    own = [op.total(count) for op in apart.decode_token_operators if op.name.startswith("shared experts")]
+    saved = sum(float(time.seconds[0] - min(time.memory_s[0], time.seconds[0])) for time in own)
+    assert saved > 0.0
+    gone = decode_step_seconds(apart, 64, 64 * 500) - decode_step_seconds(beside, 64, 64 * 500)
+    assert gone == pytest.approx(saved)
+    assert mixed_step_seconds(beside, [(256, 0)]) == mixed_step_seconds(apart, [(256, 0)])

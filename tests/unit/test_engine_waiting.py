@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from simulator.cost.table import affine_cost
+from simulator.cost.table import StepCostTable, affine_cost
 from simulator.engine.engine import Engine, EngineSpec
-from simulator.engine.state import DeskColumns
+from simulator.engine.state import READ, DeskColumns
 from simulator.kv.content import make_content
 
 STEP_S = 1.0
@@ -40,7 +41,13 @@ SGLANG = {
 }
 
 
-def first_tokens(policy: str, settings: dict[str, Any], arrivals: list[tuple[float, int]], ranks: int = 1) -> Any:
+def first_tokens(
+    policy: str,
+    settings: dict[str, Any],
+    arrivals: list[tuple[float, int]],
+    ranks: int = 1,
+    cost: StepCostTable | None = None,
+) -> Any:
     """Moments of first tokens: each step takes one second, all requests make 60 tokens."""
     rows = len(arrivals)
     prompts = np.array([tokens for _, tokens in arrivals])
@@ -48,7 +55,7 @@ def first_tokens(policy: str, settings: dict[str, Any], arrivals: list[tuple[flo
     content = make_content(prompts, empty, np.zeros(rows + 1, np.int64), 16, np.arange(rows), np.arange(rows) + 100)
     desk = DeskColumns(rows)
     extra = {"max_output_tokens": np.full(rows, 60), "ranks": ranks}
-    spec = EngineSpec(policy, "colocated", settings, 4000, affine_cost(STEP_S), extra=extra)
+    spec = EngineSpec(policy, "colocated", settings, 4000, cost or affine_cost(STEP_S), extra=extra)
     engine = Engine(spec, content, desk.record)
     for row, (at, tokens) in enumerate(arrivals):
         engine.advance(at)
@@ -93,3 +100,45 @@ def test_new_requests_are_fetched_every_so_many_decode_steps() -> None:
     found = first_tokens("sglang", rarely, arrivals)
     # the step with the first prompt is followed by a look; the tenth decode step after it by the next
     assert found == pytest.approx([1.0, 12.0])
+
+
+def test_kernels_that_are_fetched_when_first_used_hold_up_a_step_and_the_results_before_it() -> None:
+    cold = replace(affine_cost(STEP_S), cold_prompt_s=5.0, cold_past_s=20.0)
+    fits = [(0.0, 60), (0.0, 40), (200.0, 50)]
+    assert first_tokens("sglang", SGLANG, fits, cost=cold) == pytest.approx([6.0, 6.0, 201.0])
+    # 150 tokens in chunks of 100: the second goes on with a prompt
+    cut = first_tokens("sglang", SGLANG, [(0.0, 60), (0.0, 90), (200.0, 150)], cost=cold)
+    assert cut == pytest.approx([6.0, 27.0, 202.0])
+    # planned one step ahead, the first step's result waits until the second has been launched
+    ahead = first_tokens("sglang", SGLANG | {"overlap": True}, [(0.0, 60), (0.0, 90)], cost=cold)
+    assert ahead == pytest.approx([21.0, 21.0])
+    assert first_tokens("sglang", SGLANG, [(0.0, 60), (0.0, 90)]) == pytest.approx([1.0, 2.0])
+
+
+def test_decode_engines_too_fetch_requests_every_so_many_steps() -> None:
+    """Moments at which memory is asked for: at once while idle, then every tenth step or when another has begun."""
+
+    def asked(interval: int) -> list[float]:
+        prompts, empty = np.array([20, 20]), np.zeros(0, np.int64)
+        content = make_content(prompts, empty, np.zeros(3, np.int64), 16, np.arange(2), np.arange(2) + 100)
+        desk = DeskColumns(2)
+        settings = SGLANG | {"scheduler_recv_interval": interval}
+        engine = Engine(EngineSpec("sglang", "decode", settings, 4000, affine_cost(STEP_S)), content, desk.record)
+        engine.submit(0, 20, 60, 0.0, remote=True)
+        found = []
+        for tick in range(1, 40):
+            at = tick / 2.0
+            if tick == 7:
+                engine.submit(1, 20, 60, at, remote=True)
+            news = engine.advance(at)
+            if news is None:
+                continue
+            for kind, slot, moment in zip(news.kind, news.slot, news.at_s, strict=True):
+                if kind == READ:
+                    found.append(float(moment))
+                    if len(found) == 1:
+                        engine.transfer_ended(int(slot), at)
+        return found
+
+    assert asked(1)[0] == asked(10)[0] == pytest.approx(0.0)
+    assert asked(1)[1] < 5.0 < asked(10)[1] < 13.0

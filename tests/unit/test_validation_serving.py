@@ -209,6 +209,46 @@ def test_slots_of_generation_servers(tmp_path: Path) -> None:
     assert decode_slots(point(tmp_path, **row, concurrency=6, isl=8192, osl=1024)) is None
 
 
+def sglang_pools(tmp_path: Path, ranks: tuple[int, int], system: str, precision: str, **more: object):  # type: ignore[no-untyped-def]
+    """A run of DeepSeek on SGLang's pools with so many attention ranks each."""
+    parts = {"num_workers": 1, "tp_size": 1, "pp_size": 1, "moe_ep_size": 1}
+    pools: dict[str, object] = {
+        f"{role}_{key}": value for role in ("prefill", "decode") for key, value in parts.items()
+    }
+    for role, count in zip(("prefill", "decode"), ranks, strict=True):
+        pools |= {f"{role}_attention_dp_size": count, f"{role}_moe_tp_size": count}
+    row = DEEPSEEK | pools | {"backend": "sglang", "mode": "disagg", "isl": 8192, "osl": 1024}
+    return point(tmp_path, **row | {"system": system, "precision": precision} | more)
+
+
+def test_pools_of_sglang_are_started_as_their_recipes_say(tmp_path: Path) -> None:
+    wide = sglang_pools(tmp_path, (8, 32), "gb200", "fp8")
+    prefill = recipe_of(stated_or_published(wide), "prefill")
+    assert prefill.profile == "sglang-deepep-0.5"
+    assert prefill.settings["chunked_prefill_size"] == 131072 == prefill.settings["max_prefill_tokens"]
+    low = stated_or_published(sglang_pools(tmp_path, (4, 4), "gb200", "fp4"))
+    assert [group.parallel for group in low.groups] == [Parallel(tp=4)] * 2
+    assert recipe_of(low, "prefill").profile == "sglang"
+    assert recipe_of(low, "prefill").settings["max_total_tokens"] == 32768
+    assert "max_total_tokens" not in recipe_of(low, "decode").settings
+    first = sglang_pools(tmp_path, (8, 8), "b200_sxm", "fp8", measured="2026-02-07")
+    later = sglang_pools(tmp_path, (8, 8), "b200_sxm", "fp8", measured="2026-03-18")
+    assert [recipe_of(p, "prefill").settings["max_running_requests"] for p in (first, later)] == [16, 8]
+    assert topology_of(low)["kv_transfer"] == {"mode": "push"}
+
+
+def test_builds_of_sglang_that_state_no_version_are_known_by_their_day(tmp_path: Path) -> None:
+    row = DEEPSEEK | {"backend": "sglang", "backend_version": "", "tp_size": 8, "system": "b200_sxm"}
+    names = [
+        recipe_of(point(tmp_path, **row, measured=day), "colocated").profile for day in ("2025-11-10", "2025-11-18")
+    ]
+    assert names == ["sglang-0.5.3-b200", "sglang-0.5.5-b200"]
+    assert (
+        recipe_of(point(tmp_path, **row | {"system": "h200_sxm"}, measured="2025-11-10"), "colocated").profile
+        == "sglang"
+    )
+
+
 def test_errors_of_a_group(tmp_path: Path) -> None:
     one = point(tmp_path)
     outcomes = [Outcome(one, 22.0, 8.0), Outcome(one, 15.0, 4.0), Outcome(one, 20.0, 8.8)]

@@ -63,10 +63,11 @@ def open_budget(e):  # type: ignore[no-untyped-def]
     e.input_left = e.max_prefill - decodes
     e.chunk_left = e.chunk_size - decodes
     e.current_offset = decodes
+    share = 1.0 if e.reserve_known else e.ratio
     future = 0.0
     for i in range(e.running_count):
         s = e.running[i]
-        future += min(e.limit[s] - outputs_now(e, s), CLIP_MAX_NEW_TOKENS) * e.ratio
+        future += min(e.limit[s] - outputs_now(e, s), CLIP_MAX_NEW_TOKENS) * share
     e.total_offset = decodes + future
     e.admitted_count, e.new_chunked, e.lives_count = 0, -1, -1
 

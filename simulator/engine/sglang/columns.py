@@ -16,6 +16,7 @@ SETTINGS: dict[str, str] = {
     "mixed": "whether decodes ride along in prefill steps (mixed_chunk)",
     "lpm": "longest prefix first; else first come, first served",
     "ignore_eos": "requests always run to their limit",
+    "reserve_known": "and what running ones may yet write is reserved whole, not by the new-token ratio",
     "page": "tokens of a KV page (page_size)",
     "pool_size": "KV tokens",
     "longest": "no prompt and output is longer than this",

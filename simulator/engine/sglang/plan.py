@@ -200,3 +200,16 @@ def prompts_spread(e, chunks):  # type: ignore[no-untyped-def]
     A step's tokens are as many as all ranks' chunks together; with prompts waiting, every rank has one to cut.
     """
     return max(chunks, min(e.cost.ranks, chunks + seen(e))) if e.cost.ranks > 1 else chunks
+
+
+@compiled
+def first_use_s(e, past):  # type: ignore[no-untyped-def]
+    """Host seconds for kernels that the step being launched is the first to need; ``past``: tokens computed before."""
+    cold = 0.0
+    if not e.warm_prompt:
+        e.warm_prompt = True
+        cold += e.cost.cold_prompt_s
+    if past > 0 and not e.warm_past:
+        e.warm_past = True
+        cold += e.cost.cold_past_s
+    return cold

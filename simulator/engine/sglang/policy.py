@@ -55,6 +55,7 @@ def make_sglang(spec: EngineSpec, content: Any, desk: Any) -> Any:
         bool(s["mixed_chunk"]) and chunk > 0,
         s["schedule_policy"] == "lpm" and caching,
         bool(s["ignore_eos"]),
+        bool(s["ignore_eos"]) and bool(s.get("reserve_known_lengths", True)),
         page,
         pool,
         min(int(s["context_length"]) - 1, pool - 1),

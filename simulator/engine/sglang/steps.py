@@ -16,7 +16,7 @@ from simulator.engine.launching import drawn_launch_s, start_batch
 from simulator.engine.sglang.columns import RING
 from simulator.engine.sglang.decode import strike_done
 from simulator.engine.sglang.memory import checkpoint, pages_taken, release, settle_committed
-from simulator.engine.sglang.plan import plan_step, prompts_spread
+from simulator.engine.sglang.plan import first_use_s, plan_step, prompts_spread
 from simulator.engine.sglang.remote import kv_is_here
 from simulator.engine.sglang.state import (
     DONE,
@@ -90,28 +90,14 @@ def schedule(e, now):  # type: ignore[no-untyped-def]
             prompts = prompts_spread(e, chunks)
             seconds = mixed_step_seconds(e.cost, singles, context, prompts, new, past, attention, finished)
         launching = drawn_launch_s(e, singles + new) if chunks > 0 else 0.0
-        if chunks > 0 and not (e.warm_prompt and e.warm_past):
-            cold = first_use_s(e, past)
-            if cold > 0.0:
-                launching = max(launching, seconds) + cold
+        cold = first_use_s(e, past) if chunks > 0 else 0.0
+        if cold > 0.0:
+            launching = max(launching, seconds) + cold
         start = launch(e, now, seconds, launching)
         if e.tell_chunks:
             date_chunks(e, news_before, start, e.gpu_free_s)
         if e.logging:
             log_batch(e, start, rows_before)
-
-
-@compiled
-def first_use_s(e, past):  # type: ignore[no-untyped-def]
-    """Host seconds for kernels that the step being launched is the first to need; ``past``: tokens computed before."""
-    cold = 0.0
-    if not e.warm_prompt:
-        e.warm_prompt = True
-        cold += e.cost.cold_prompt_s
-    if past > 0 and not e.warm_past:
-        e.warm_past = True
-        cold += e.cost.cold_past_s
-    return cold
 
 
 @compiled
