@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from simulator.cluster.cache.plan import plan_cache
 from simulator.cluster.engines import Engine, engine_of
+from simulator.cluster.faults.plan import plan_faults
 from simulator.cluster.plan import ClusterPlan, WorkerPlan
 from simulator.cluster.schema import PoolPart, Topology
 from simulator.cluster.wires import plan_transfer
@@ -30,7 +31,8 @@ def assemble(topology: Topology) -> ClusterPlan:
     first = next(iter(engines.values()))
     network = Network() if transfer is None else transfer.network
     cache = plan_cache(topology, workers, [engines[worker.pool] for worker in workers], network)
-    return ClusterPlan(topology, tuple(workers), transfer, first.model, first.precision, cache, tuple(warnings))
+    faults = plan_faults(topology, workers, network if cache is None else cache.network, cache)
+    return ClusterPlan(topology, tuple(workers), transfer, first.model, first.precision, cache, tuple(warnings), faults)
 
 
 def _check_blocks(topology: Topology, engines: dict[str, Engine]) -> None:

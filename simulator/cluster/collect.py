@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.cluster.faults.lives import series, step_log, totals_of
 from simulator.cluster.plan import WorkerPlan
 from simulator.cluster.result import (
     ItlHistogram,
@@ -65,6 +66,7 @@ def collect(cluster: Cluster, seed: int, arrivals: str) -> RunResult:
         last_completion_s=last,
         moments=_moments(cluster),
         steps=tuple(_steps(cluster, worker) for worker in plan.workers) if cluster.options.logging else (),
+        faults={} if cluster.faults is None else cluster.faults.summary(cluster.events.happened),
     )
 
 
@@ -75,7 +77,7 @@ def _moments(cluster: Cluster) -> Moments:
 
 def _steps(cluster: Cluster, plan: WorkerPlan) -> WorkerSteps:
     drafted = plan.settings.get("num_speculative_tokens", 0)
-    start, end, first, row, tokens = cluster.workers[plan.index].engine.step_log()
+    start, end, first, row, tokens = step_log(cluster.workers[plan.index])
     return WorkerSteps(start, end, first, row, tokens, 1 + int(drafted or 0))
 
 
@@ -133,6 +135,8 @@ def _record(cluster: Cluster) -> RunRecord:
         tenant_names=trace.tenant_names or (),
         tenant_targets={name: part.targets() for name, part in cluster.plan.topology.tenants.items()},
         loaded_tokens={} if cluster.caches is None else cluster.caches.loaded_tokens(),
+        attempts=None if cluster.faults is None else cluster.faults.attempts.number,
+        lost_tokens=None if cluster.faults is None else cluster.faults.attempts.lost_tokens,
     )
 
 
@@ -140,7 +144,7 @@ def _itl_p99(cluster: Cluster) -> Floats:
     """99th percentile of each request's token gaps (s), from every batch written down; NaN below two tokens."""
     rows, ends = [], []
     for worker in cluster.workers:
-        _, batch_end, first, row, tokens = worker.engine.step_log()
+        _, batch_end, first, row, tokens = step_log(worker)
         sizes = np.diff(np.append(first, row.size))
         end = np.repeat(batch_end, sizes)
         made = (tokens > 0) & (end >= cluster.desk.first_token_s[row]) & (end <= cluster.desk.last_token_s[row])
@@ -163,7 +167,7 @@ def _itl_p99(cluster: Cluster) -> Floats:
 
 
 def _series(cluster: Cluster, plan: WorkerPlan) -> WorkerSeries:
-    moments, running, waiting, blocks, _ = cluster.workers[plan.index].engine.series()
+    moments, running, waiting, blocks, _ = series(cluster.workers[plan.index])
     return WorkerSeries(
         plan.name, plan.pool, plan.role, plan.gpu or "", moments, running, waiting, blocks / max(plan.kv_blocks, 1)
     )
@@ -173,8 +177,8 @@ def _gaps(cluster: Cluster) -> ItlHistogram:
     counts = np.zeros(GAP_BINS, np.int64)
     largest = float("nan")
     for worker in cluster.workers:
-        counts += worker.engine.series()[4]
-        largest = float(np.fmax(largest, worker.engine.totals().gap_max_s))
+        counts += series(worker)[4]
+        largest = float(np.fmax(largest, totals_of(worker).gap_max_s))
     return ItlHistogram(GAP_EDGES_S, counts, None, largest)
 
 
@@ -182,7 +186,7 @@ def _pools(cluster: Cluster, duration_s: float) -> tuple[PoolStats, ...]:
     stats = []
     for pool in cluster.plan.topology.pools:
         plans = [worker for worker in cluster.plan.workers if worker.pool == pool.name]
-        totals = [cluster.workers[worker.index].engine.totals() for worker in plans]
+        totals = [totals_of(cluster.workers[worker.index]) for worker in plans]
         busy = sum(t.busy_s for t in totals) / len(plans)
         stats.append(
             PoolStats(
@@ -229,7 +233,7 @@ def _prefill_share(cluster: Cluster, plans: Sequence[WorkerPlan], totals: Sequen
 
 
 def _cache(cluster: Cluster) -> dict[str, object]:
-    totals = [cluster.workers[w.index].engine.totals() for w in cluster.plan.workers if w.role != "decode"]
+    totals = [totals_of(cluster.workers[w.index]) for w in cluster.plan.workers if w.role != "decode"]
     looked_up = int(sum(t.lookup_tokens for t in totals))
     hits = int(sum(t.hit_tokens for t in totals))
     found: dict[str, object] = {

@@ -15,6 +15,8 @@ from simulator.errors import TopologyError, unknown
 from simulator.workload.trace import Trace
 
 _NO_BLOCKS = np.zeros(0, np.int64)
+_ENTRY, _SECOND = ("prefill", "colocated", "mixed"), ("decode", "mixed")
+_EVERYONE = (*_ENTRY, "decode")
 
 
 def is_tracking(plan: ClusterPlan) -> bool:
@@ -33,18 +35,21 @@ class Dispatcher:
         self._plan, self._trace, self._workers = plan, trace, list(workers)
         self._inputs = trace.input_tokens.tolist()
         routing = plan.topology.routing
-        over = plan.topology.disaggregated
+        over = self._over = plan.topology.disaggregated
         first, second = routing.router("prefill" if over else "colocated"), routing.router("decode")
         joint = routing.router("joint")
-        self.entry = self._pool(("prefill", "colocated", "mixed"), first, prompts, seed)
-        self.second = self._pool(("decode", "mixed") if over else (), second, prompts, seed + 1)
+        self._seed, self._prompts, self._options = seed, prompts, (first, second, routing.router("joint"))
+        self._members = set(range(len(self._workers)))
+        self._silent: set[int] = set()
+        self.entry = self._pool(_ENTRY, first, prompts, seed)
+        self.second = self._pool(_SECOND if over else (), second, prompts, seed + 1)
         self._entry_router, self._second_router = router_named(first), router_named(second)
         self._joint = None if joint is None else JOINT[joint.kind]
         admission = plan.topology.admission
         self._admission = None if admission is None else ADMISSION[admission.kind]
         self._tracking = is_tracking(plan)
         everyone = (
-            self._pool(("prefill", "colocated", "mixed", "decode"), joint, prompts, seed) if joint else self.entry
+            self._pool(_EVERYONE, joint, prompts, seed) if joint else self.entry
         )
         self.front = Front(
             self.entry,
@@ -63,9 +68,58 @@ class Dispatcher:
         self.front.below = self.entry.below = below
 
     def _pool(self, roles: Sequence[str], options: RouterPart | None, prompts: Prompts, seed: int) -> Pool:
-        plans = [worker for worker in self._plan.workers if worker.role in roles]
+        plans = [worker for worker in self._plan.workers if worker.role in roles and worker.index in self._members]
         steps = [worker.max_step_tokens for worker in plans]
         return Pool([self._workers[worker.index] for worker in plans], steps, options, prompts, seed)
+
+    # Where workers come and go
+
+    def renew(self, members: set[int], silent: set[int]) -> None:
+        """From now on routers choose among ``members``; ``silent`` ones do not answer, which nobody has noticed."""
+        self._members, self._silent = members, silent
+        first, second, joint = self._options
+        front = self.front
+        everyone = front.everyone
+        lent = {everyone.workers[i].index for i in front.lent}
+        self.entry = self._renewed(self.entry, _ENTRY, first, self._seed)
+        self.second = self._renewed(self.second, _SECOND if self._over else (), second, self._seed + 1)
+        front.everyone = self._renewed(everyone, _EVERYONE, joint, self._seed) if joint else self.entry
+        front.entry, front.second = self.entry, self.second
+        front.roles = [self._plan.workers[worker.index].role for worker in front.everyone.workers]
+        front.lent = {i for i, worker in enumerate(front.everyone.workers) if worker.index in lent}
+        self._position = {worker.index: i for i, worker in enumerate(self.entry.workers)}
+
+    def _renewed(self, old: Pool, roles: Sequence[str], options: RouterPart | None, seed: int) -> Pool:
+        pool = self._pool(roles, options, self._prompts, seed)
+        pool.succeed(old, [i for i, worker in enumerate(pool.workers) if worker.index in self._silent])
+        return pool
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there are workers for all that a request needs."""
+        if self.front.everyone is not self.entry:
+            roles = set(self.front.roles)
+            return bool(roles) and (not self._over or ({"prefill", "decode"} <= roles or "mixed" in roles))
+        return bool(self.entry.workers) and (not self._over or bool(self.second.workers))
+
+    def forget(self, row: int) -> None:
+        """The request begins anew, or is over."""
+        index = self._second_of.pop(row, None)
+        if index is not None:
+            self.front.assigned_blocks[index] -= self._blocks(row)
+
+    def lengthen(self, row: int, tokens: int) -> None:
+        """The request's prompt has so many tokens from now on."""
+        self._inputs[row] = tokens
+
+    def sent_to_silent(self, row: int, worker: int) -> None:
+        """A request has gone to a worker that does not answer."""
+        for pool in (self.entry, self.second):
+            pool.note_sent(worker, int(self._inputs[row]))
+        if self.front.everyone is not self.entry:
+            self.front.everyone.note_sent(worker, int(self._inputs[row]))
+
+    # What routers decide
 
     def enter(self, row: int, now: float) -> Decision | str:
         """Who takes the request, or why nobody does."""
@@ -90,7 +144,12 @@ class Dispatcher:
     def decode(self, row: int, now: float) -> Worker:
         """Who decodes a request whose prompt is done."""
         index = self._second_of.pop(row, None)
-        if index is None:
+        if index is not None and index not in self._members:
+            self.front.assigned_blocks[index] -= self._blocks(row)
+            index = None
+        if index is None and not self.second.workers:  # nobody is left: the request goes where it cannot be answered
+            index = next(worker.index for worker in self._plan.workers if worker.role in _SECOND)
+        elif index is None:
             only = len(self.second.workers) == 1
             position = 0 if only else self._second_router(self.second, self._asked(row, now))
             index = self.second.workers[position].index

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from simulator.cluster.faults.plan import FaultPlan
 from simulator.cluster.memory import MemorySum
 from simulator.cluster.places import Places
 from simulator.cluster.schema import Role, Topology, TransferMode
@@ -172,6 +173,7 @@ class ClusterPlan:
     precision: Precision | None = None
     cache: CachePlan | None = None
     warnings: tuple[str, ...] = field(default=())
+    faults: FaultPlan | None = None
 
     @property
     def gpus(self) -> int:

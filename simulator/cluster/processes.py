@@ -101,6 +101,10 @@ class Worker(Sleeper):
         self._prefill_tokens_per_s = prefill_tokens_per_s
         #: Prompt tokens that caches below the engine seem to hold, where there are any: (worker, row) -> tokens.
         self.outside: Callable[[Worker, int], int] | None = None
+        #: Rows that are here; kept only where something may fail.
+        self.at: set[int] | None = None
+        self.down = False
+        self.lives: list[Engine] = []  # engines that ran here and died
         super().__init__(clock)
 
     @property
@@ -116,6 +120,8 @@ class Worker(Sleeper):
 
     def catch_up(self, now: float) -> None:
         """Bring the engine to ``now`` and pass its news on."""
+        if self.down:
+            return
         news = self.engine.advance(now)
         if news is not None:
             self._hear(self, news)
@@ -135,6 +141,10 @@ class Worker(Sleeper):
         hand_over: bool = False,
     ) -> None:
         """A request comes in; see ``Engine.submit``."""
+        if self.at is not None:
+            self.at.add(row)
+            if self.down:
+                return
         if self.engine.seen_s != now:  # a router may have looked at this very moment
             self.catch_up(now)
         outside = 0 if remote or self.outside is None else self.outside(self, row)
@@ -143,14 +153,46 @@ class Worker(Sleeper):
 
     def transfer_ended(self, slot: int, now: float) -> None:
         """A read of KV has ended."""
+        if self.down:
+            return
         self.catch_up(now)
         self.engine.transfer_ended(slot, now)
         self.reconsider()
 
     def abandon(self, slot: int, recompute: bool, now: float) -> None:
         """The KV that a slot waits for will not come."""
+        if self.down:
+            return
         self.catch_up(now)
         self.engine.abandon(slot, recompute, now)
+        self.reconsider()
+
+    def withdraw(self, row: int, now: float) -> bool:
+        """Take a row's request out, whatever is being done of it; whether the engine had it and could."""
+        if self.down:
+            return False
+        self.catch_up(now)
+        found = self.engine.withdraw(row, now)
+        self.reconsider()
+        return found
+
+    def die(self, now: float) -> None:
+        """Everything here is lost; what ended by now has been told."""
+        self.catch_up(now)
+        self.down = True
+        self.engine.wake_s = float("inf")
+
+    def live(self, engine: Engine, now: float) -> None:
+        """A new engine, empty, in place of the dead one."""
+        self.lives.append(self.engine)
+        self.engine, self.down = engine, False
+        engine.advance(now)
+        self.reconsider()
+
+    def set_pace(self, factor: float, now: float) -> None:
+        """Steps planned from now on take ``factor`` times as long."""
+        self.catch_up(now)
+        self.engine.set_pace(factor)
         self.reconsider()
 
 
@@ -214,6 +256,8 @@ class Transfers(Sleeper):
         self._fabric = fabric
         self._done: dict[int, Callable[[float], None]] = {}
         self._started = 0
+        self._whole: dict[str, float] = {}  # capacities as they would be without what scales them
+        self._scale: dict[str, float] = {}
         super().__init__(clock)
 
     def next_s(self) -> float:
@@ -251,5 +295,15 @@ class Transfers(Sleeper):
     def set_capacity(self, link: str, capacity_bytes_per_s: float, now: float) -> None:
         """A link gets faster or slower, or is cut (0)."""
         self.get_up(now)
-        self._fabric.set_capacity(link, capacity_bytes_per_s, now)
+        self._whole[link] = capacity_bytes_per_s
+        self._fabric.set_capacity(link, capacity_bytes_per_s * self._scale.get(link, 1.0), now)
         self.reconsider()
+
+    def scale(self, link: str, factor: float, now: float) -> None:
+        """A link has this share of its capacity, whatever that is at the moment."""
+        self._scale[link] = factor
+        self.set_capacity(link, self._whole.get(link, self._fabric.capacity(link)), now)
+
+    def under_way(self, transfer: int) -> bool:
+        """Whether it has not ended."""
+        return transfer in self._done

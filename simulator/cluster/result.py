@@ -32,7 +32,8 @@ class RunRecord:
 
     ``loaded_tokens``: of the cached ones, those that came from each cache below the engine (host, ssd, pool).
     ``tenant``: codes into ``tenant_names``; ``tenant_targets``: what the topology promises them, as it was written.
-    The seven ``part_*_s`` columns of a request add up to ``first_token_s - arrival_s``; a part that did not occur is 0.
+    ``attempts``: how often a request was begun anew, ``lost_tokens``: output tokens made in vain (where faults are
+    modelled). The seven ``part_*_s`` columns of a request add up to ``first_token_s - arrival_s``; a part that did not occur is 0.
     """
 
     arrival_s: Floats
@@ -59,6 +60,8 @@ class RunRecord:
     tenant: Ints | None = None
     tenant_names: tuple[str, ...] = ()
     tenant_targets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    attempts: Ints | None = None
+    lost_tokens: Ints | None = None
 
     def __len__(self) -> int:
         return int(self.arrival_s.size)
@@ -158,3 +161,4 @@ class RunResult:
     saturated: bool | None = None  # None: the metrics room judges by the queue
     moments: Moments | None = None
     steps: tuple[WorkerSteps, ...] = ()
+    faults: Mapping[str, object] = field(default_factory=dict)

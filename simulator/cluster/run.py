@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from simulator.cluster.cache.caches import Caches
 from simulator.cluster.changes import follow
 from simulator.cluster.dispatch import Dispatcher, is_tracking
+from simulator.cluster.faults.clients import Clients
+from simulator.cluster.faults.desk import FaultDesk
+from simulator.cluster.faults.events import Faults
 from simulator.cluster.frontdesk import FrontDesk
 from simulator.cluster.handover import Handover, HandoverColumns, Rooms, protocol
 from simulator.cluster.limits import LimitError, Limits, Watch
@@ -63,8 +66,8 @@ class Cluster:
         self._inputs, self._outputs = trace.input_tokens.tolist(), trace.output_tokens.tolist()
         self._clients = arrivals.clients if arrivals.kind == "closed" else None
         self._follows = followers(trace)
-        chained = options.tell_finished or self._clients is not None or bool(self._follows)
-        content = content_columns(trace, options.one_output_content)
+        chained = options.tell_finished or self._clients is not None or bool(self._follows) or plan.faults is not None
+        content = self.content = content_columns(trace, options.one_output_content)
         self.max_output_tokens = allowed_output(trace, plan.topology.max_output_tokens)
         self.workers = [self._worker(w, content, chained) for w in plan.workers]
         prompts = Prompts(content, private_rows(trace), self.workers[0].engine.block_size)
@@ -72,6 +75,7 @@ class Cluster:
         self.agenda = Agenda(self.clock)
         self.transfers = self._transfers()
         self.caches = self._caches(prompts)
+        self.faults: FaultDesk | None = None
         self.handover = self._handover()
         self._check_fit()
         self._sent = 0
@@ -80,6 +84,7 @@ class Cluster:
         self.source = LoadSource(self.clock, *((moments, first) if not self.desk_in.queues else ([], [])), self.enter)
         if self.desk_in.queues:
             self.door = LoadSource(self.clock, moments, first, self._send)
+        self._expect_faults()
 
     def run(self) -> None:
         """Until every request is done; then every engine is brought to its end. Or until a limit is reached."""
@@ -93,7 +98,9 @@ class Cluster:
         except LimitError as limit:
             self.warnings += (f"{limit}; {self._so_far()}",)
         done = ~np.isnan(self.desk.last_token_s)
-        self.state[done] = COMPLETED
+        self.state[done & (self.state == UNFINISHED)] = COMPLETED
+        if self.faults is not None:
+            self.faults.settle(float(self.desk.last_token_s[done].max()) if done.any() else 0.0)
 
     def _so_far(self) -> str:
         done = int((~np.isnan(self.desk.last_token_s)).sum())
@@ -109,10 +116,11 @@ class Cluster:
         if self.state[row] == REJECTED:
             self._after(row, now)
             return
+        if self.faults is not None and not self.faults.admits(row, now):
+            return
         decision = self.dispatch.enter(row, now)
         if isinstance(decision, str):
-            self._turn_away(row, decision)
-            self._after(row, now)
+            self._turn_away(row, decision, now)
             return
         self._begin(row, decision, now)
 
@@ -120,6 +128,8 @@ class Cluster:
         """The first worker: it computes the prompt, and decodes unless another one does."""
         worker = self.workers[decision.first]
         self.prefill_worker[row] = worker.index
+        if self.faults is not None:
+            self.faults.sent(row, worker, now)
         if self.caches is not None and not decision.reach:
             self.caches.stay_near(row)
         prefills_only = self.plan.workers[worker.index].role == "prefill"
@@ -135,6 +145,8 @@ class Cluster:
         handover = self.handover
         for kind, row, slot, value, at, since in zip(*(column.tolist() for column in news), strict=True):
             if kind == FINISHED:
+                if self.faults is not None:
+                    self.faults.finished(worker, row)
                 if self.caches is not None:
                     self.caches.finished(worker, row, at)
                 self._after(row, at + self.plan.workers[worker.index].frontend_after_s)
@@ -150,7 +162,7 @@ class Cluster:
                 handover.memory_taken(worker.index, row, slot, value, at)
             elif kind == PREFILLED:
                 self._computed(worker, row, at)
-                if self.trace.output_tokens[row] == 1 and worker.engine.passes_first_token:
+                if self._outputs[row] == 1 and worker.engine.passes_first_token:
                     self._end_with_prompt(worker, row, slot, at)
                 else:
                     handover.prompt_done(row, slot, at)
@@ -165,16 +177,51 @@ class Cluster:
         """The only token was made with the prompt: nothing is left for a decode engine."""
         for column in (self.desk.first_token_s, self.desk.last_token_s, self.desk.token_sum_s):
             column[row] = now
+        if self.faults is not None:
+            self.faults.finished(worker, row)
         if self.handover is not None:
             self.agenda.add(now, partial(self.handover.not_needed, row, slot))
         self._after(row, now + self.plan.workers[worker.index].frontend_after_s)
 
     def fail(self, row: int, now: float, reason: str) -> None:
-        """A request ends without an answer."""
+        """A request ends without an answer, unless it may be sent again."""
+        if self.faults is None:
+            self.end(row, FAILED, reason, now)
+        else:
+            self.faults.failed(row, now, reason)
+
+    def end(self, row: int, state: int, reason: str, now: float) -> None:
+        """A request is over, in this state and for this reason."""
+        self.state[row] = state
+        self.give_reason(row, reason)
+        self._after(row, now)
+
+    def give_reason(self, row: int, reason: str) -> None:
+        """Note why a request has no answer."""
         if reason not in self.reasons:
             self.reasons.append(reason)
-        self.reason[row], self.state[row] = self.reasons.index(reason), FAILED
-        self._after(row, now)
+        self.reason[row] = self.reasons.index(reason)
+
+    def goes_on(self, row: int, made: int) -> bool:
+        """A request that lost its worker goes on from the tokens it has, as a longer prompt; False if none would fit."""
+        tokens = self._inputs[row] + made
+        plans = [self.plan.workers[worker.index] for worker in self.workers if self.plan.workers[worker.index].role != "decode"]
+        longest = min(self.workers[plans[0].index].engine.longest_prompt or tokens, max(p.max_context - 1 for p in plans))
+        if made >= self._outputs[row] or tokens > longest or tokens > max(p.kv_blocks * p.block_size for p in plans):
+            return False
+        self._inputs[row], self._outputs[row] = tokens, self._outputs[row] - made
+        self.dispatch.lengthen(row, tokens)
+        return True
+
+    def _choose_decode(self, row: int, now: float) -> Worker:
+        worker = self.dispatch.decode(row, now)
+        if self.faults is not None:
+            self.faults.sent(row, worker, now)
+        return worker
+
+    def _let_go(self, row: int, now: float) -> None:
+        if self.faults is not None:
+            self.faults.let_go(row, now)
 
     def _after(self, row: int, now: float) -> None:
         """What a client does when its request is over: its next one, or the session's next turn after thinking."""
@@ -188,11 +235,14 @@ class Cluster:
     def _send(self, row: int, now: float) -> None:
         """A client sends; the front end works on it before an engine sees it."""
         self.arrival_s[row] = now
+        if self.clients is not None:
+            self.clients.sent(row, now)
         self.source.add(row, self.desk_in.leaves_s(now))
 
     def _tokens_sent(self) -> int:
         """Output tokens of all engines so far."""
-        return sum(worker.engine.totals().decode_tokens for worker in self.workers)
+        engines = (engine for worker in self.workers for engine in (*worker.lives, worker.engine))
+        return sum(engine.totals().decode_tokens for engine in engines)
 
     # Setting up
 
@@ -208,6 +258,11 @@ class Cluster:
             self.arrival_s[rows] = 0.0
         moments = self.arrival_s[rows] + (0.0 if self.desk_in.queues else self.entry_before_s)
         return moments.tolist(), rows.tolist()
+
+    def follow_up_rows(self) -> list[int]:
+        """Rows whose moment is not known beforehand: later turns, and what closed-loop clients have yet to send."""
+        waiting = self._queue if self._clients is not None else []
+        return [*self._follows.values(), *waiting]
 
     def _entry_work(self) -> tuple[float, float]:
         """The front end's work for a request and for a token; none where engines have front ends of their own."""
@@ -263,12 +318,24 @@ class Cluster:
             output_tokens=self._outputs,
             agenda=self.agenda,
             transfers=None if transfer.explicit else self.transfers,
-            choose_decode=self.dispatch.decode,
+            choose_decode=self._choose_decode,
             fail=self.fail,
             entry_before_s=self.entry_before_s,
             decode_before_s=self.plan.workers[self.dispatch.second.workers[0].index].frontend_before_s,
+            let_go=self._let_go,
+            timeout_s=None if self.plan.faults is None else self.plan.faults.transfer_timeout_s,
         )
         return protocol(transfer.mode, transfer.landing)(rooms, self.moved)
+
+    def _expect_faults(self) -> None:
+        """Whatever can fail in this run, and clients that may leave."""
+        self.clients: Clients | None = None
+        plan = self.plan.faults
+        if plan is None:
+            return
+        self.faults = FaultDesk(self, plan)
+        self.events = Faults(self, self.faults, self.options.seed)
+        self.clients = Clients(self, self.faults, self.options.seed)
 
     def _transfers(self) -> Transfers | None:
         """What moves over links that are shared: handovers, loads and copies of caches."""
@@ -315,9 +382,9 @@ class Cluster:
             self.reasons.append(reason)
             self.state[fresh] = REJECTED
 
-    def _turn_away(self, row: int, reason: str) -> None:
+    def _turn_away(self, row: int, reason: str, now: float) -> None:
         """Admission has rejected a request that would have fitted."""
-        if reason not in self.reasons:
-            self.reasons.append(reason)
-        self.reason[row] = self.reasons.index(reason)
-        self.state[row] = REJECTED
+        if self.faults is not None:
+            self.faults.end(row, REJECTED, reason, now)
+        else:
+            self.end(row, REJECTED, reason, now)

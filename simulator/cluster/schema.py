@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from simulator.cluster.faults.parts import ClientPart, FaultsPart
 from simulator.models.precision import Parallel, Precision
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -262,6 +263,8 @@ class Topology(Part):
     kv_transfer: KvTransferPart = KvTransferPart()
     routing: RoutingPart = RoutingPart()
     admission: AdmissionPart | None = None
+    faults: FaultsPart | None = None
+    client: ClientPart | None = None
     cache: CachePart | None = None
     tenants: dict[str, TenantPart] = Field(default_factory=dict)
     frontend: FrontendPart = FrontendPart()

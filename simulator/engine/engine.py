@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.compiled import group_of
-from simulator.cost.table import StepCostTable
+from simulator.cost.table import StepCostTable, step_cost_record
 from simulator.engine import steps
 from simulator.engine.abandoning import abandon
 from simulator.engine.makers import (
@@ -22,10 +22,12 @@ from simulator.engine.makers import (
     make_vllm,
     make_vllm_v0,
 )
+from simulator.engine.pacing import set_cost, slowed
 from simulator.engine.reads import will_hold
 from simulator.engine.rules import REMADE
 from simulator.engine.sglang.policy import SGLANG
 from simulator.engine.state import COLOCATED, DECODE, PREFILL
+from simulator.engine.withdrawing import progress, withdraw
 from simulator.errors import InputError, unknown
 
 
@@ -109,6 +111,8 @@ class Policy(NamedTuple):
     totals: Callable[..., tuple[float, ...]]
     series: Callable[..., tuple[NDArray[Any], ...]]
     step_log: Callable[..., tuple[NDArray[Any], ...]]
+    progress: Callable[..., tuple[NDArray[np.int64], NDArray[np.int64]]]
+    withdraw: Callable[..., tuple[bool, float]] | None
 
 
 def shared(make: Callable[[EngineSpec, Any, Any], Any], block_setting: str = "block_size") -> Policy:
@@ -129,6 +133,8 @@ def shared(make: Callable[[EngineSpec, Any, Any], Any], block_setting: str = "bl
         steps.totals,
         steps.series,
         steps.step_log,
+        progress,
+        withdraw,
     )
 
 
@@ -206,6 +212,33 @@ class Engine:
     def abandon(self, slot: int, recompute: bool, now: float) -> None:
         """At a decode engine: the KV a slot waits for will not come. It is computed here, or the slot given up."""
         self.wake_s = self.policy.abandon(self.state, slot, recompute, now)
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether a decode engine whose KV does not come can compute the prompt itself."""
+        return self.policy.abandon is abandon
+
+    @property
+    def lets_go(self) -> bool:
+        """Whether a request can be taken out at any moment."""
+        return self.policy.withdraw is not None
+
+    def withdraw(self, row: int, now: float) -> bool:
+        """Take a row's request out, whatever is being done of it; whether it was here. Call ``advance`` first."""
+        if self.policy.withdraw is None:
+            return False
+        found, self.wake_s = self.policy.withdraw(self.state, row, now)
+        return bool(found)
+
+    def progress(self) -> dict[int, int]:
+        """Rows of the requests that are here, with the output tokens that each one's client has of this engine."""
+        rows, tokens = self.policy.progress(self.state)
+        return dict(zip(rows.tolist(), tokens.tolist(), strict=True))
+
+    def set_pace(self, factor: float) -> None:
+        """Steps planned from now on take ``factor`` times as long as they should. Call ``advance`` first."""
+        set_cost(self.state, step_cost_record(slowed(self.spec.cost, factor)))
+        _, self.wake_s = self._pulse(self.state, self.seen_s)
 
     def advance(self, now: float) -> News | None:
         """Live up to ``now``; returns the news since the last call, or None."""

@@ -40,6 +40,8 @@ def requests_frame(run: RunResult, slo: SLO | None = None, warmup_s: float = 0.0
     columns |= {f"{name}_s": getattr(record, f"part_{name}_s") for name in TTFT_PARTS}
     columns |= {f"{name}_tokens": tokens for name, tokens in record.loaded_tokens.items()}
     columns |= _workers(run)
+    if record.attempts is not None and record.lost_tokens is not None:
+        columns |= {"attempts_lost": record.attempts, "lost_output_tokens": record.lost_tokens}
     columns["state"] = pd.Categorical.from_codes(record.state.astype(np.int64), categories=pd.Index(STATES))
     columns["reason"] = _named(record.reason, record.reasons)
     for codes, names, title in (

@@ -66,6 +66,8 @@ def summarise(run: RunResult, slo: SLO | None = None, warmup_s: float = 0.0) -> 
     entry["network"] = dict(run.network)
     rates = _token_rates(entry)
     entry["cost"], entry["energy"] = cost_of(run, *rates), energy_of(run, *rates)
+    if run.faults:
+        entry["faults"] = dict(run.faults)
     entry["saturated"] = saturated
     entry["model_error"] = model_error(run, entry)
     entry["reasons"] = _reasons(run, values)

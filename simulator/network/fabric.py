@@ -203,6 +203,10 @@ class Fabric:
         fair.set_capacity(self._columns.record, self._link_of[link], capacity_bytes_per_s, now_s)
         self._event_s, self._end_s = fair.next_event(self._columns.record)
 
+    def capacity(self, link: str) -> float:
+        """Bytes a second of a link as it is now."""
+        return float(self._capacity[self._link_of[link]])
+
     def rate(self, transfer_id: int) -> float:
         """Bytes a second that a transfer moves now (0 while it waits)."""
         row = self._row_of[transfer_id]

@@ -19,6 +19,7 @@ from simulator.cluster.cache.shelves import Level, Page, Shelves
 from simulator.cluster.plan import CachePlan
 from simulator.cluster.processes import Agenda, Transfers, Worker
 from simulator.cluster.routers import Asked, Prompts
+from simulator.kv.eviction import PageCache
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -45,8 +46,9 @@ class _Load:
 
     worker: int
     parts: int
-    pinned: list[tuple[Level, int]] = field(default_factory=list)
+    pinned: list[tuple[PageCache, int]] = field(default_factory=list)
     fetched: list[Page] = field(default_factory=list)
+    forgotten: bool = False
 
 
 class Caches:
@@ -67,6 +69,7 @@ class Caches:
         self.shelves = Shelves(plan, self._transfers)
         self.columns = LoadColumns(len(self._inputs))
         self.loaded_bytes = dict.fromkeys(TIERS, 0.0)
+        self._under_way: dict[int, _Load] = {}
         self._near: set[int] = set()
         self._pages: dict[int, list[int]] = {}
         self._depth_of: dict[int, int] = {}
@@ -108,14 +111,15 @@ class Caches:
         self.columns.start_s[row] = now
         if tokens == 0:
             self.columns.end_s[row] = now
-            self._agenda.add(now, lambda at: worker.transfer_ended(slot, at))
+            nothing = self._under_way[row] = _Load(worker.index, 0)
+            self._agenda.add(now, lambda at: None if nothing.forgotten else worker.transfer_ended(slot, at))
             return
         parts = self._parts(worker.index, row, pages, (first, until), here, reach=reach)
-        load = _Load(worker.index, len(parts))
+        load = self._under_way[row] = _Load(worker.index, len(parts))
         for (kind, src), (level, part_tokens, part_pages) in parts.items():
             for key, depth in part_pages:
                 level.cache.pin(key)
-                load.pinned.append((level, key))
+                load.pinned.append((level.cache, key))
                 if kind != "host":
                     load.fetched.append((key, depth))
             moved = part_tokens * self._plan.bytes_per_token[worker.index]
@@ -145,14 +149,44 @@ class Caches:
             load.parts -= 1
             if load.parts:
                 return
-            for level, key in reversed(load.pinned):
-                level.cache.unpin(key)
-                level.cache.touch(key)
+            for cache, key in reversed(load.pinned):
+                cache.unpin(key)
+                cache.touch(key)
+            if load.forgotten:
+                return
+            del self._under_way[row]
             self.shelves.promote(load.worker, load.fetched, end)
             self.columns.end_s[row] = end
             worker.transfer_ended(slot, end)
 
         return ended
+
+    # Where something fails
+
+    def forget(self, worker: Worker, row: int) -> None:
+        """The engine that a load of this row is under way to does not wait for it any more."""
+        load = self._under_way.get(row)
+        if load is not None and load.worker == worker.index:
+            load.forgotten = True
+            del self._under_way[row]
+
+    def begin_anew(self, row: int) -> None:
+        """The request is sent again, and may be longer; what was loaded stays counted."""
+        self._pages.pop(row, None)
+        self._near.discard(row)
+        self.columns.start_s[row] = self.columns.end_s[row] = np.nan
+
+    def lose(self, kind: str, workers: Sequence[int], now: float) -> None:
+        """A tier of these workers (the pool: of all) loses what it holds, and takes nothing."""
+        self.shelves.look(now)
+        self.shelves.lose(kind, workers)
+
+    def bring_back(self, kind: str, workers: Sequence[int], now: float) -> None:
+        """It is there again, empty."""
+        self.shelves.look(now)
+        self.shelves.bring_back(kind, workers)
+
+    # What engines tell
 
     def computed(self, worker: Worker, row: int, now: float) -> None:
         """A prompt has been computed; copies go down, or its pages are noted for when they are let go."""

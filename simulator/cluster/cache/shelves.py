@@ -41,6 +41,8 @@ class Level:
     incoming: set[int] = field(default_factory=set)
     written_bytes: float = 0.0
     free_s: float = 0.0
+    lost: int = 0  # reasons for which it is not there
+    pages: float = 0.0  # that it has when it is
 
 
 class Shelves:
@@ -82,6 +84,39 @@ class Shelves:
                 self._write(worker, self.levels[worker][place].end, below[0], [(key, depth)])
 
         return dropped
+
+    # Where something fails
+
+    def lose(self, kind: str, workers: Sequence[int]) -> None:
+        """Levels of a kind lose what they hold, and take nothing until they are brought back as often."""
+        for worker, level in self._lowest(kind, workers):
+            level.lost += 1
+            if level.lost > 1:
+                continue
+            if kind == "host" and self._plan.of_hosts:
+                for key in level.cache.held:
+                    self._forget_holder(key, worker)
+            level.pages = level.cache.pages
+            self._empty(level, worker, 0)
+
+    def bring_back(self, kind: str, workers: Sequence[int]) -> None:
+        """They are there again, empty."""
+        for worker, level in self._lowest(kind, workers):
+            level.lost -= 1
+            if level.lost == 0:
+                self._empty(level, worker, level.pages)
+
+    def _lowest(self, kind: str, workers: Sequence[int]) -> list[tuple[int, Level]]:
+        """Levels of a kind that these workers have, each once."""
+        found = {id(level): (worker, level) for worker in workers for level in self.levels[worker] if level.kind == kind}
+        return list(found.values())
+
+    def _empty(self, level: Level, worker: int, pages: float) -> None:
+        old = level.cache
+        place = self.levels[worker].index(level)
+        dropped = None if level is self.store else self._dropper(worker, place, level.kind)
+        level.cache = PageCache(pages, self._plan.tiers[level.kind].policy, dropped)
+        level.cache.evicted, level.cache.peak = old.evicted, old.peak
 
     # Writing
 

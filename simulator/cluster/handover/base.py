@@ -28,6 +28,8 @@ from simulator.network.streaming import Context, Streamer
 
 Moment = Callable[[float], None]
 
+TIMED_OUT = "its KV cache was under way for too long"
+
 
 @dataclass(frozen=True)
 class Rooms:
@@ -35,6 +37,7 @@ class Rooms:
 
     ``choose_decode``: asks the router. ``fail``: the request ends without an answer. ``entry_before_s``,
     ``decode_before_s``: host time before an engine sees a request. ``transfers``: None where times are explicit.
+    ``let_go``: an engine has come to what was given up, and dropped it. ``timeout_s``: for which bytes may be under way.
     """
 
     plan: KvTransferPlan
@@ -49,6 +52,8 @@ class Rooms:
     fail: Callable[[int, float, str], None]
     entry_before_s: float
     decode_before_s: float
+    let_go: Callable[[int, float], None] = lambda row, now: None
+    timeout_s: float | None = None
 
 
 @dataclass
@@ -63,6 +68,7 @@ class Handover:
     _has_turn: dict[int, int] = field(default_factory=dict)
     _moving: dict[int, int] = field(default_factory=dict)
     _given_up: set[int] = field(default_factory=set)
+    _begun_anew: dict[int, int] = field(default_factory=dict)  # how often, by row
     _let_plan: dict[int, float] = field(default_factory=dict)
     _ready: dict[int, float] = field(default_factory=dict)
     levels: Counter[str] = field(default_factory=Counter)  # chunks sent at each level
@@ -87,6 +93,7 @@ class Handover:
         self.columns.prompt_done_s[row] = now
         if row in self._given_up:
             self._free_source(row, now)
+            self.rooms.let_go(row, now)
         else:
             self.hand_over(row, now)
 
@@ -100,6 +107,7 @@ class Handover:
         self.columns.blocks[row] = blocks
         if row in self._given_up:
             self._leave_target(row, False, now)
+            self.rooms.let_go(row, now)
         else:
             self.receive(row, dst, now)
 
@@ -148,8 +156,10 @@ class Handover:
     def later(self, row: int, at: float, action: Moment) -> None:
         """Do something at a moment, unless the request has been given up by then."""
 
+        attempt = self._begun_anew.get(row, 0)
+
         def unless_given_up(now: float) -> None:
-            if row not in self._given_up:
+            if self._goes_on(row, attempt):
                 action(now)
 
         self.rooms.agenda.add(at, unless_given_up)
@@ -203,13 +213,19 @@ class Handover:
     def timed(self, row: int, start: float, done: Moment) -> Moment:
         """``done``, unless the request has been given up by then; and the time taken is noted."""
 
+        attempt = self._begun_anew.get(row, 0)
+
         def over(end: float) -> None:
-            if row not in self._given_up:
+            if self._goes_on(row, attempt):
                 self._moving.pop(row, None)
                 self.columns.busy_s[row] += end - start
                 done(end)
 
         return over
+
+    def _goes_on(self, row: int, attempt: int) -> bool:
+        """Whether the row's handover is the one it was, and has not been given up."""
+        return row not in self._given_up and self._begun_anew.get(row, 0) == attempt
 
     def send(
         self,
@@ -225,7 +241,19 @@ class Handover:
             self.rooms.agenda.add(now + delay, over)
             return
         self.columns.wire_bytes[row] += size
-        self._moving[row] = self.rooms.transfers.start(*places, size, delay, now, over, pace)
+        moving = self._moving[row] = self.rooms.transfers.start(*places, size, delay, now, over, pace)
+        if self.rooms.timeout_s is not None:
+            self.later(row, now + delay + self.rooms.timeout_s, partial(self._timed_out, row, moving))
+
+    def _timed_out(self, row: int, moving: int, now: float) -> None:
+        """Bytes have been under way for too long: the transfer fails."""
+        if self._moving.get(row) == moving and self.rooms.transfers is not None:
+            if self.rooms.transfers.under_way(moving):
+                self.failed(row, now, TIMED_OUT)
+
+    def failed(self, row: int, now: float, reason: str) -> None:
+        """The row's KV will not come; where the decode engine has a slot and may, it computes the prompt itself."""
+        self.abort(row, now, reason)
 
     def source_done(self, row: int, now: float) -> None:
         """The prefill engine may free the prompt's memory."""
@@ -292,6 +320,31 @@ class Handover:
 
     # Giving up
 
+    def forget(self, row: int, now: float) -> None:
+        """The request begins anew: nothing is left of what was. Slots at engines are the caller's to free."""
+        self.stop(row, now)
+        for waiting in self._queued.values():
+            for entry in [entry for entry in waiting if entry[0] == row]:
+                waiting.remove(entry)
+        self._given_up.discard(row)
+        self._ready.pop(row, None)
+        self._begun_anew[row] = self._begun_anew.get(row, 0) + 1
+        self.columns.begin_anew(row)
+
+    def source_lost(self, row: int, now: float) -> bool:
+        """The prefill engine has died. Whether the decode engine sees to the request itself; else it begins anew."""
+        return False
+
+    def prompt_slot(self, row: int) -> int:
+        """The slot in which the prefill engine keeps the prompt, -1 where it does not; the caller sees to it."""
+        slot = int(self.columns.prefill_slot[row])
+        self.columns.prefill_slot[row] = -1
+        return slot
+
+    def is_given_up(self, row: int) -> bool:
+        """Whether nothing more is done for the row's handover."""
+        return row in self._given_up
+
     def abort(self, row: int, now: float, reason: str) -> None:
         """Stop a handover: what moves is cancelled, both engines give back what they hold, the request fails."""
         self.give_up(row, now)
@@ -315,11 +368,16 @@ class Handover:
             self.give_turn(row, now)
 
     def _free_source(self, row: int, now: float) -> None:
-        slot = int(self.columns.prefill_slot[row])
-        self.columns.prefill_slot[row] = -1
-        self.rooms.workers[int(self.rooms.prefill_worker[row])].transfer_ended(slot, now)
+        slot = self.prompt_slot(row)
+        source = self.rooms.workers[int(self.rooms.prefill_worker[row])]
+        if source.at is not None:
+            source.at.discard(row)
+        source.transfer_ended(slot, now)
 
     def _leave_target(self, row: int, recompute: bool, now: float) -> None:
         slot = int(self.columns.decode_slot[row])
         self.columns.decode_slot[row] = -1
-        self.rooms.workers[int(self.rooms.decode_worker[row])].abandon(slot, recompute, now)
+        target = self.rooms.workers[int(self.rooms.decode_worker[row])]
+        if target.at is not None and not recompute:
+            target.at.discard(row)
+        target.abandon(slot, recompute, now)

@@ -26,3 +26,11 @@ class HandoverColumns:
         self.blocks = np.zeros(rows, np.int64)
         self.prefill_slot = np.full(rows, -1, np.int64)
         self.decode_slot = np.full(rows, -1, np.int64)
+
+    def begin_anew(self, row: int) -> None:
+        """As before the request was handed over; what has been sent stays counted."""
+        for column in (self.entered_s, self.prompt_done_s, self.read_start_s, self.read_end_s):
+            column[row] = np.nan
+        for column in (self.wait_before_s, self.wait_after_s, self.host_before_s, self.host_s):
+            column[row] = 0.0
+        self.prefill_slot[row] = self.decode_slot[row] = -1

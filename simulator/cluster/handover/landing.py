@@ -49,6 +49,10 @@ class Landing(Handover):
 
         self.fetch(row, places, blocks, now, over)
 
+    def forget(self, row: int, now: float) -> None:
+        super().forget(row, now)
+        self._landed.pop(row, None)
+
     def prompt_blocks(self, row: int) -> int:
         """Blocks of the whole prompt: what the decode engine has cached is not known yet."""
         size = self.rooms.workers[int(self.rooms.prefill_worker[row])].engine.block_size

@@ -93,3 +93,7 @@ class Layerwise(Streaming):
         begin = first + route.setup_s + tell
         end = max(piece.end_s + route.setup_s + tell, begin + (layers - 1) * tell)
         return Pace(begin, end, (layers - 1) / layers)
+
+    def forget(self, row: int, now: float) -> None:
+        super().forget(row, now)
+        self._early.pop(row, None)

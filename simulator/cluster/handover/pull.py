@@ -16,6 +16,7 @@ from functools import partial
 from simulator.cluster.handover.base import Handover
 
 LOST = "its KV cache was given up before it was read: the lease ended"
+SOURCE_LOST = "its KV cache was lost with the prefill worker"
 
 
 class Pull(Handover):
@@ -24,7 +25,8 @@ class Pull(Handover):
     def hand_over(self, row: int, now: float) -> None:
         lease = self.rooms.plan.lease
         if not lease.heartbeats or self.rooms.decode_before_s >= lease.seconds:
-            self.rooms.agenda.add(now + lease.seconds, partial(self._lease_ends, row))
+            attempt = self._begun_anew.get(row, 0)
+            self.rooms.agenda.add(now + lease.seconds, partial(self._lease_ends, row, attempt))
         self.ask(row, now)
 
     def receive(self, row: int, dst: int, now: float) -> None:
@@ -45,9 +47,11 @@ class Pull(Handover):
 
         self.fetch(row, places, blocks, now, over)
 
-    def _lease_ends(self, row: int, now: float) -> None:
+    def _lease_ends(self, row: int, attempt: int, now: float) -> None:
         """Unless its KV has been read or is kept by heartbeats, the request has lost it."""
         columns, lease = self.columns, self.rooms.plan.lease
+        if self._begun_anew.get(row, 0) != attempt:
+            return
         if columns.prefill_slot[row] < 0 or (lease.heartbeats and self.rooms.decode_worker[row] >= 0):
             return
         self.stop(row, now)
@@ -62,12 +66,28 @@ class Pull(Handover):
         self.columns.decode_slot[row] = slot
         self._lost(row, now)
 
-    def _lost(self, row: int, now: float) -> None:
+    def failed(self, row: int, now: float, reason: str) -> None:
+        self.stop(row, now)
+        if self.columns.prefill_slot[row] >= 0:
+            self._free_source(row, now)
+        self._lost(row, now, reason)
+
+    def source_lost(self, row: int, now: float) -> bool:
+        """The prefill engine has died. Whether the decode engine has the request and sees to it itself, now or when it
+        asks for KV."""
+        if self.rooms.decode_worker[row] < 0:
+            return False
+        if self.columns.decode_slot[row] >= 0:
+            self._lost(row, now, SOURCE_LOST)
+        return True
+
+    def _lost(self, row: int, now: float, reason: str = LOST) -> None:
         """The decode engine finds nothing to read."""
-        recompute = self.rooms.plan.lease.recompute
+        engine = self.rooms.workers[int(self.rooms.decode_worker[row])].engine
+        recompute = self.rooms.plan.lease.recompute and engine.recomputes
         self._leave_target(row, recompute, now)
         if not recompute:
-            self.rooms.fail(row, now, LOST)
+            self.rooms.fail(row, now, reason)
             return
         self.columns.read_start_s[row] = self.columns.read_end_s[row] = now
         self.columns.wait_after_s[row] = now - self.columns.prompt_done_s[row] - self.columns.host_s[row]

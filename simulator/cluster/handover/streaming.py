@@ -109,3 +109,7 @@ class Streaming(Handover):
         self._pieces.pop(row, None)
         self._sent_blocks.pop(row, None)
         self._on_the_way.discard(row)
+
+    def forget(self, row: int, now: float) -> None:
+        super().forget(row, now)
+        self._all_sent.discard(row)

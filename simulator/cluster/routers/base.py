@@ -99,11 +99,42 @@ class Pool:
         self.ledger = Ledger(len(self.workers))
         self.random = np.random.default_rng([seed, 0xD15C])
         self.turn = 0
+        self._answering: list[int] | None = None  # all
         self.session_home: dict[int, int] = {}
         self.block_home: dict[int, set[int]] = {}
 
+    def succeed(self, old: Pool, silent: Sequence[int]) -> None:
+        """Take over what another pool of some of the same workers remembers; ``silent`` ones (positions here) no
+        longer answer, and are seen as they were."""
+        place = {worker.index: i for i, worker in enumerate(self.workers)}
+        here = [place.get(worker.index, -1) for worker in old.workers]
+        for i, position in enumerate(here):
+            if position >= 0:
+                self.gauges[position] = old.gauges[i]
+        self.below, self.random, self.turn = old.below, old.random, old.turn
+        self.ledger.succeed(old.ledger, here)
+        self.session_home = {key: here[at] for key, at in old.session_home.items() if here[at] >= 0}
+        self.block_home = {key: {here[i] for i in at if here[i] >= 0} for key, at in old.block_home.items()}
+        if silent:
+            self._answering = [i for i in range(len(self.workers)) if i not in set(silent)]
+            answering = [self.workers[i].engine for i in self._answering]
+            self._survey = Survey(answering) if answering else None
+
+    def note_sent(self, index: int, tokens: int) -> None:
+        """A request has gone to a worker that does not answer: the router counts it itself."""
+        for i, worker in enumerate(self.workers):
+            if worker.index == index:
+                self.gauges[i, WAITING] += 1
+                self.gauges[i, PENDING_TOKENS] += tokens
+
     def look(self, now: float) -> Floats:
         """Every worker's load at ``now``: workers x (running, waiting, holding, free, all blocks, pending tokens)."""
+        if self._answering is not None:
+            if self._survey is not None:
+                for i in self._survey.look(now):
+                    self.workers[self._answering[i]].pass_on()
+                self.gauges[self._answering] = self._survey.gauges
+            return self.gauges
         if self._survey is not None:
             for i in self._survey.look(now):
                 self.workers[i].pass_on()
@@ -124,7 +155,8 @@ class Pool:
         if prompts is None or self._survey is None or prompts.private[request.row]:
             return found
         tokens = request.input_tokens - 1
-        found[:] = self._survey.overlap(prompts.content, request.row, tokens, prompts.keys(request.row, tokens))
+        held = self._survey.overlap(prompts.content, request.row, tokens, prompts.keys(request.row, tokens))
+        found[slice(None) if self._answering is None else self._answering] = held
         return found
 
     def prompt_s(self, position: int, tokens: int, cached: int) -> float:

@@ -20,6 +20,13 @@ class Ledger:
         self._sum_s = np.zeros(workers)
         self._since_s = np.zeros(workers)
 
+    def succeed(self, old: Ledger, here: list[int]) -> None:
+        """Take over another ledger's workers; ``here``: where each of them stands now, -1 where it does not."""
+        for i, position in enumerate(here):
+            if position >= 0:
+                self._open[position] = old._open[i]
+                self._sum_s[position], self._since_s[position] = old._sum_s[i], old._since_s[i]
+
     def sent(self, position: int, row: int, seconds: float, now: float) -> None:
         """A prompt that will take ``seconds`` goes to a worker."""
         if not self._open[position]:

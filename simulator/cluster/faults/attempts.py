@@ -1,0 +1,48 @@
+"""What is kept of each request across its attempts: how often it was begun, what its client has, what was lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from simulator.cluster.handover.columns import HandoverColumns
+from simulator.engine.state import DESK_FIELDS, DeskColumns
+
+#: Sums over a run, which go on from attempt to attempt.
+_SUMS = ("token_sum_s", "preemptions", "busy_s", "wire_bytes")
+
+
+class Attempts:
+    """Columns over requests; ``number``: attempts given up so far, ``lost_tokens``: output tokens made in vain,
+    ``kept_tokens``: output tokens a client has from attempts before, which the prompt of this one holds."""
+
+    def __init__(self, rows: int, desk: DeskColumns, moved: HandoverColumns) -> None:
+        self.number = np.zeros(rows, np.int64)
+        self.lost_tokens = np.zeros(rows, np.int64)
+        self.kept_tokens = np.zeros(rows, np.int64)
+        self._desk, self._moved = desk, moved
+        self._first: dict[int, list[tuple[Any, Any]]] = {}
+
+    def begin_anew(self, row: int) -> None:
+        """The columns that engines and handovers write are as before the request came."""
+        for name in DESK_FIELDS:
+            if name not in _SUMS:
+                getattr(self._desk, name)[row] = -1 if name == "cached_tokens" else np.nan
+        self._desk.token_sum_s[row] = 0.0
+        self._moved.begin_anew(row)
+
+    def keep_first(self, row: int) -> None:
+        """The client has a first token: its way is told by this attempt, whatever comes later."""
+        if row not in self._first:
+            columns = [getattr(self._desk, name) for name in DESK_FIELDS if name != "last_token_s"]
+            columns += [column for name, column in vars(self._moved).items() if not name.endswith("_slot")]
+            self._first[row] = [(column, column[row]) for column in columns]
+
+    def restore_first(self) -> None:
+        """At the end of a run: the way to each first token, as its client saw it."""
+        sums = [getattr(holder, name) for holder in (self._desk, self._moved) for name in _SUMS if hasattr(holder, name)]
+        for row, kept in self._first.items():
+            for column, value in kept:
+                if not any(column is one for one in sums):
+                    column[row] = value
