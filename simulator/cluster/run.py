@@ -259,6 +259,11 @@ class Cluster:
         moments = self.arrival_s[rows] + (0.0 if self.desk_in.queues else self.entry_before_s)
         return moments.tolist(), rows.tolist()
 
+    @property
+    def lengths(self) -> tuple[list[int], list[int]]:
+        """Prompt and output tokens of each request as engines see them: what a client has already is prompt."""
+        return self._inputs, self._outputs
+
     def follow_up_rows(self) -> list[int]:
         """Rows whose moment is not known beforehand: later turns, and what closed-loop clients have yet to send."""
         waiting = self._queue if self._clients is not None else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from simulator.compiled import compiled
 from simulator.engine.blocks import close_table, free_blocks
 from simulator.engine.queues import wait_first
+from simulator.engine.rules import AT_DECODE
 from simulator.engine.state import WAITING, free_slot
 from simulator.engine.steps import next_wake
 
@@ -25,6 +26,8 @@ def abandon(e, s, recompute, now):  # type: ignore[no-untyped-def]
     e.remote[s], e.computed[s] = 0, 0
     if recompute:
         e.status[s] = WAITING
+        if e.rules.first_token == AT_DECODE:  # the token that was to come with the KV is made here, too
+            e.received[s] = 0
         e.pending_prompt_tokens += e.prompt[s] + e.received[s]
         wait_first(e, s)
     else:

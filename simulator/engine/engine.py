@@ -214,11 +214,6 @@ class Engine:
         self.wake_s = self.policy.abandon(self.state, slot, recompute, now)
 
     @property
-    def recomputes(self) -> bool:
-        """Whether a decode engine whose KV does not come can compute the prompt itself."""
-        return self.policy.abandon is abandon
-
-    @property
     def lets_go(self) -> bool:
         """Whether a request can be taken out at any moment."""
         return self.policy.withdraw is not None

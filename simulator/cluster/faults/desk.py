@@ -78,8 +78,12 @@ class FaultDesk:
         self.open -= 1
 
     def failed(self, row: int, now: float, reason: str) -> None:
-        """A request ends without an answer, unless it may be sent again."""
-        self.begin_anew(row, now, reason)
+        """A request ends without an answer, unless it may be sent again; engines that still work on it let it go."""
+        for index in (int(self.cluster.prefill_worker[row]), int(self.cluster.decode_worker[row])):
+            at = self.cluster.workers[index].at if index >= 0 else None
+            if at is not None and row in at:
+                self._take_out(row, self.cluster.workers[index], now)
+        self._begin_when_let_go(row, now, reason)
 
     def let_go(self, row: int, now: float) -> None:
         """An engine has come to a request that was given up."""
@@ -211,11 +215,14 @@ class FaultDesk:
                 self._leave_target(row, cluster.workers[target], now)
             if self.attempts.number[row] != attempt or cluster.state[row] != UNFINISHED:
                 return
-            if row in self._waits_for_engine:
-                self._waits_for_engine.discard(row)
-                self._deferred[row] = reason
-                return
-        self.begin_anew(row, now, reason)
+        self._begin_when_let_go(row, now, reason)
+
+    def _begin_when_let_go(self, row: int, now: float, reason: str) -> None:
+        if row in self._waits_for_engine:
+            self._waits_for_engine.discard(row)
+            self._deferred[row] = reason
+        else:
+            self.begin_anew(row, now, reason)
 
     def _leave_source(self, row: int, source: Worker, now: float) -> None:
         """The decode engine has died: its prompt's KV is kept until the lease ends, or is not computed any more."""

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from simulator.cluster.faults.parts import ClientPart, EventPart, FaultsPart, HealthPart, RatePart
+from simulator.cluster.places import Places
 from simulator.errors import TopologyError, unknown
 from simulator.network.fabric import Network
 from simulator.resources import shipped
@@ -213,9 +214,11 @@ class _Names:
     def _cards(self, workers: Sequence[int], place: str) -> tuple[str, ...]:
         """Links that are network cards of these workers, both ways."""
         names: dict[str, None] = {}
+        hosts = Places(len(self.workers)).host
+        ends = {*workers, *map(hosts, workers)}
         for (src, dst), path in self.network.paths.items():
             for end, way in ((src, "out"), (dst, "in")):
-                if end in workers:
+                if end in ends:
                     links = (self.network.links[crossing.link].name for crossing in path.crossings)
                     names |= dict.fromkeys(name for name in links if " nic " in name and name.endswith(f" {way}"))
         if not names:

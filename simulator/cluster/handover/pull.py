@@ -83,8 +83,7 @@ class Pull(Handover):
 
     def _lost(self, row: int, now: float, reason: str = LOST) -> None:
         """The decode engine finds nothing to read."""
-        engine = self.rooms.workers[int(self.rooms.decode_worker[row])].engine
-        recompute = self.rooms.plan.lease.recompute and engine.recomputes
+        recompute = self.rooms.plan.lease.recompute
         self._leave_target(row, recompute, now)
         if not recompute:
             self.rooms.fail(row, now, reason)
