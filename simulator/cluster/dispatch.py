@@ -48,9 +48,7 @@ class Dispatcher:
         admission = plan.topology.admission
         self._admission = None if admission is None else ADMISSION[admission.kind]
         self._tracking = is_tracking(plan)
-        everyone = (
-            self._pool(_EVERYONE, joint, prompts, seed) if joint else self.entry
-        )
+        everyone = self._pool(_EVERYONE, joint, prompts, seed) if joint else self.entry
         self.front = Front(
             self.entry,
             self.second,

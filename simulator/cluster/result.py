@@ -33,7 +33,8 @@ class RunRecord:
     ``loaded_tokens``: of the cached ones, those that came from each cache below the engine (host, ssd, pool).
     ``tenant``: codes into ``tenant_names``; ``tenant_targets``: what the topology promises them, as it was written.
     ``attempts``: how often a request was begun anew, ``lost_tokens``: output tokens made in vain (where faults are
-    modelled). The seven ``part_*_s`` columns of a request add up to ``first_token_s - arrival_s``; a part that did not occur is 0.
+    modelled). The seven ``part_*_s`` columns of a request add up to ``first_token_s - arrival_s``; a part that did not
+    occur is 0.
     """
 
     arrival_s: Floats

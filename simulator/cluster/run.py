@@ -202,17 +202,6 @@ class Cluster:
             self.reasons.append(reason)
         self.reason[row] = self.reasons.index(reason)
 
-    def goes_on(self, row: int, made: int) -> bool:
-        """A request that lost its worker goes on from the tokens it has, as a longer prompt; False if none would fit."""
-        tokens = self._inputs[row] + made
-        plans = [self.plan.workers[worker.index] for worker in self.workers if self.plan.workers[worker.index].role != "decode"]
-        longest = min(self.workers[plans[0].index].engine.longest_prompt or tokens, max(p.max_context - 1 for p in plans))
-        if made >= self._outputs[row] or tokens > longest or tokens > max(p.kv_blocks * p.block_size for p in plans):
-            return False
-        self._inputs[row], self._outputs[row] = tokens, self._outputs[row] - made
-        self.dispatch.lengthen(row, tokens)
-        return True
-
     def _choose_decode(self, row: int, now: float) -> Worker:
         worker = self.dispatch.decode(row, now)
         if self.faults is not None:

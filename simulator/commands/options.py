@@ -43,6 +43,9 @@ class RunOptions:
         tuple[str, ...],
         Parameter(name="--set", help="change the topologies: path.to.key=value; may be repeated", **_LIST),
     ] = ()
+    faults: Annotated[
+        str | None, Parameter(help="a YAML file of faults: what fails, and what is done then (docs/faults.md)")
+    ] = None
     columns: Annotated[
         str | None,
         Parameter(help="columns of an unknown CSV: arrival_s=NAME,input_tokens=NAME,output_tokens=NAME"),

@@ -51,6 +51,7 @@ def replay(trace: str, options: RunOptions) -> int:
         arrivals=job.arrivals,
         warmup_s=job.warmup_s,
         overrides=options.change,
+        faults=options.faults,
         load=job.load,
         log_steps=options.timeline is not None,
         limits=job.limits,

@@ -19,7 +19,6 @@ from simulator.engine.state import (
     LEAVING,
     PREFILLING,
     REMOTE,
-    SPECULATING,
     WAITING,
     free_slot,
 )
@@ -92,7 +91,7 @@ def leave_batches(e, s):  # type: ignore[no-untyped-def]
     """A running request leaves the running list, the decoding set, and the sums that go with them."""
     status = e.status[s]
     leave_running(e, s)
-    if e.counting and (status == DECODING or status == LEAVING):
+    if e.counting and e.rules.drafts == 0 and status != PREFILLING:
         settle(e, s)
     if status == PREFILLING:
         e.partials -= 1
@@ -153,7 +152,7 @@ def progress(e):  # type: ignore[no-untyped-def]
 def made(e, s):  # type: ignore[no-untyped-def]
     """Output tokens of batches that have ended."""
     status, tokens = e.status[s], e.received[s]
-    if e.rules.drafts > 0 and (status == SPECULATING or status == LEAVING):
+    if e.rules.drafts > 0:
         for b in range(e.completed, e.planned):
             r = b % RING
             for i in range(e.batch_made[r]):

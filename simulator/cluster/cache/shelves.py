@@ -108,7 +108,9 @@ class Shelves:
 
     def _lowest(self, kind: str, workers: Sequence[int]) -> list[tuple[int, Level]]:
         """Levels of a kind that these workers have, each once."""
-        found = {id(level): (worker, level) for worker in workers for level in self.levels[worker] if level.kind == kind}
+        found = {
+            id(level): (worker, level) for worker in workers for level in self.levels[worker] if level.kind == kind
+        }
         return list(found.values())
 
     def _empty(self, level: Level, worker: int, pages: float) -> None:

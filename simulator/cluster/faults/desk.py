@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulator.cluster.faults.attempts import Attempts
+from simulator.cluster.faults.attempts import Attempts, go_on
 from simulator.cluster.faults.plan import FaultPlan
 from simulator.cluster.processes import Worker
 from simulator.cluster.result import FAILED, REJECTED, UNFINISHED
@@ -32,7 +32,8 @@ class FaultDesk:
     def __init__(self, cluster: Cluster, plan: FaultPlan) -> None:
         self.cluster, self.plan = cluster, plan
         rows = len(cluster.trace)
-        self.attempts = Attempts(rows, cluster.desk, cluster.moved)
+        loads = None if cluster.caches is None else cluster.caches.columns
+        self.attempts = Attempts(rows, cluster.desk, cluster.moved, loads)
         self.open = rows - int((cluster.state == REJECTED).sum())
         self.down_s = np.zeros(len(cluster.workers))
         self.crashes = 0
@@ -279,7 +280,7 @@ class FaultDesk:
             attempts.lost_tokens[row] += made
             self.end(row, FAILED, reason, now)
             return
-        if made > 0 and self.plan.streamed == "continue" and cluster.goes_on(row, made):
+        if made > 0 and self.plan.streamed == "continue" and go_on(cluster, row, made):
             attempts.keep_first(row)
             attempts.kept_tokens[row] += made
         else:
@@ -301,7 +302,9 @@ class FaultDesk:
                 source.transfer_ended(slot, now)
             if cluster.decode_worker[row] >= 0:
                 self._leave_target(row, workers[int(cluster.decode_worker[row])], now)
-        for worker in (workers[i] for i in {int(cluster.prefill_worker[row]), int(cluster.decode_worker[row])} if i >= 0):
+        for worker in (
+            workers[i] for i in {int(cluster.prefill_worker[row]), int(cluster.decode_worker[row])} if i >= 0
+        ):
             if worker.at is not None and row in worker.at:
                 self._take_out(row, worker, now)
         if cluster.handover is not None:

@@ -18,12 +18,7 @@ def totals_of(worker: Worker) -> Totals:
     if not worker.lives:
         return worker.engine.totals()
     each = [engine.totals() for engine in (*worker.lives, worker.engine)]
-    return Totals(
-        *(
-            (max if name in _LARGEST else sum)(getattr(one, name) for one in each)  # type: ignore[operator]
-            for name in Totals._fields
-        )
-    )
+    return Totals(*((max if name in _LARGEST else sum)(getattr(one, name) for one in each) for name in Totals._fields))
 
 
 def series(worker: Worker) -> tuple[NDArray[Any], ...]:

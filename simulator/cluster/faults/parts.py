@@ -1,4 +1,4 @@
-"""The shape of ``faults`` and ``client`` in a topology: what fails and when, how it is noticed, what is done about it."""
+"""The shape of ``faults`` and ``client`` in a topology: what fails and when, how it is noticed, what is done then."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults of a topology worked out: which workers and links each one hits, how long a restart takes, when it is noticed."""
+"""Faults of a topology worked out: which workers and links each one hits, how long a restart takes, who notices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from simulator.cluster.plan import CachePlan, WorkerPlan
     from simulator.cluster.schema import NetworkPart, Topology
 
-#: Keys that mean something for each kind of event, besides ``at_s`` and ``duration_s``; the first ones say what it hits.
+#: Keys that mean something for each kind of event, besides ``at_s`` and ``duration_s``; the first ones: what it hits.
 _KEYS = {
     "crash": ("worker", "pool", "silent"),
     "slow": ("worker", "pool", "slowdown"),
@@ -234,7 +234,11 @@ class _Names:
         return max(cards - lost, 0) / cards
 
     def _check_tier(self, tier: str, place: str) -> None:
-        tiers = [] if self.cache is None else [kind for kind in self.cache.tiers if kind != "pool" or not self.cache.of_hosts]
+        tiers = (
+            []
+            if self.cache is None
+            else [kind for kind in self.cache.tiers if kind != "pool" or not self.cache.of_hosts]
+        )
         if not tiers:
             raise TopologyError(f"{place}.tier: found {tier!r}; this topology has no cache below its engines")
         if tier not in tiers:

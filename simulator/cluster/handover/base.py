@@ -37,7 +37,7 @@ class Rooms:
 
     ``choose_decode``: asks the router. ``fail``: the request ends without an answer. ``entry_before_s``,
     ``decode_before_s``: host time before an engine sees a request. ``transfers``: None where times are explicit.
-    ``let_go``: an engine has come to what was given up, and dropped it. ``timeout_s``: for which bytes may be under way.
+    ``let_go``: an engine has come to what was given up, and dropped it. ``timeout_s``: how long bytes may take.
     """
 
     plan: KvTransferPlan
@@ -247,9 +247,9 @@ class Handover:
 
     def _timed_out(self, row: int, moving: int, now: float) -> None:
         """Bytes have been under way for too long: the transfer fails."""
-        if self._moving.get(row) == moving and self.rooms.transfers is not None:
-            if self.rooms.transfers.under_way(moving):
-                self.failed(row, now, TIMED_OUT)
+        transfers = self.rooms.transfers
+        if self._moving.get(row) == moving and transfers is not None and transfers.under_way(moving):
+            self.failed(row, now, TIMED_OUT)
 
     def failed(self, row: int, now: float, reason: str) -> None:
         """The row's KV will not come; where the decode engine has a slot and may, it computes the prompt itself."""

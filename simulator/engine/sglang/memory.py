@@ -25,7 +25,8 @@ def checkpoint(e, s, tokens):  # type: ignore[no-untyped-def]
         return
     length = tokens // e.page * e.page
     row = e.row[s]
-    there, node = insert(e.tree, row, end_position(e.content, row, length, e.target[s]), length)
+    outputs = e.prompt[s] + e.target[s] - e.content.input_tokens[row]  # some may stand in the prompt already
+    there, node = insert(e.tree, row, end_position(e.content, row, length, outputs), length)
     e.free += max(0, there - e.protected[s])
     prompt = e.prompt[s] // e.page * e.page
     if 0 < prompt < length:
