@@ -104,6 +104,7 @@ class Worker(Sleeper):
         #: Rows that are here; kept only where something may fail.
         self.at: set[int] | None = None
         self.down = False
+        self.unanswered: Callable[[int, float], None] = lambda row, now: None  # told of what comes while it is down
         self.lives: list[Engine] = []  # engines that ran here and died
         super().__init__(clock)
 
@@ -144,6 +145,7 @@ class Worker(Sleeper):
         if self.at is not None:
             self.at.add(row)
             if self.down:
+                self.unanswered(row, now)
                 return
         if self.engine.seen_s != now:  # a router may have looked at this very moment
             self.catch_up(now)

@@ -128,8 +128,6 @@ class Cluster:
         """The first worker: it computes the prompt, and decodes unless another one does."""
         worker = self.workers[decision.first]
         self.prefill_worker[row] = worker.index
-        if self.faults is not None:
-            self.faults.sent(row, worker, now)
         if self.caches is not None and not decision.reach:
             self.caches.stay_near(row)
         prefills_only = self.plan.workers[worker.index].role == "prefill"
@@ -201,12 +199,6 @@ class Cluster:
         if reason not in self.reasons:
             self.reasons.append(reason)
         self.reason[row] = self.reasons.index(reason)
-
-    def _choose_decode(self, row: int, now: float) -> Worker:
-        worker = self.dispatch.decode(row, now)
-        if self.faults is not None:
-            self.faults.sent(row, worker, now)
-        return worker
 
     def _let_go(self, row: int, now: float) -> None:
         if self.faults is not None:
@@ -312,7 +304,7 @@ class Cluster:
             output_tokens=self._outputs,
             agenda=self.agenda,
             transfers=None if transfer.explicit else self.transfers,
-            choose_decode=self._choose_decode,
+            choose_decode=self.dispatch.decode,
             fail=self.fail,
             entry_before_s=self.entry_before_s,
             decode_before_s=self.plan.workers[self.dispatch.second.workers[0].index].frontend_before_s,

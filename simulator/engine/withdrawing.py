@@ -41,6 +41,8 @@ def withdraw(e, row, now):  # type: ignore[no-untyped-def]
         leave_queue(e, s)
     elif e.status[s] == REMOTE:
         e.holding_count = without(e.holding, e.holding_count, s)
+        if e.part[s] != DECODE:  # a prefix was being loaded, the rest of the prompt is yet to be computed
+            e.pending_prompt_tokens -= e.prompt[s] - e.computed[s]
     else:
         leave_batches(e, s)
     forget_in_flight(e, s)

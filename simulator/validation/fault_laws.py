@@ -23,8 +23,7 @@ def _states(cluster: Cluster) -> list[str]:
     found = []
     if not np.array_equal(answered, cluster.state == COMPLETED):
         found.append("some are completed without a last token, or have one and are not")
-    sent = ~np.isnan(cluster.arrival_s)
-    if ((cluster.reason < 0) & ~answered & sent).any() and cluster.faults is not None:
+    if ((cluster.reason < 0) & ~answered).any() and cluster.faults is not None:
         found.append("some have no answer and no cause")
     if cluster.faults is not None and cluster.faults.open != int((cluster.state == UNFINISHED).sum()):
         found.append(f"{cluster.faults.open} requests are open by count, not by state")
@@ -75,8 +74,11 @@ def _memory(cluster: Cluster) -> list[str]:
 def _excuses(cluster: Cluster) -> list[str]:
     """A request stays open only where something failed for good, or was never sent."""
     plan = cluster.plan.faults
-    open_rows = (cluster.state == UNFINISHED) & ~np.isnan(cluster.arrival_s)
-    if plan is None or not open_rows.any():
+    if plan is None or cluster.faults is None:
+        return []
+    begun = (cluster.prefill_worker >= 0) | (cluster.faults.attempts.number > 0)
+    open_rows = (cluster.state == UNFINISHED) & begun
+    if not open_rows.any():
         return []
     for_good = any(event.duration_s is None for event in plan.events)
     return [] if for_good else [f"requests {np.flatnonzero(open_rows)[:9].tolist()} stay open for no reason"]

@@ -41,7 +41,8 @@ def test_the_same_seed_gives_the_same_run(case: Case) -> None:
 @given(cases())
 def test_faults_that_never_come_change_nothing(case: Case) -> None:
     pool = "prefill" if "2p2d" in case["name"] else "colocated"
-    never: dict[str, Any] = {"events": [{"kind": "crash", "at_s": 1e8, "worker": f"{pool}-0"}]}
+    events = [{"kind": "crash", "at_s": 1e8, "worker": f"{pool}-0"}]
+    never: dict[str, Any] = {"events": events, "retry": {"limit": 0}}  # what fails without faults fails
     one, other = (run_case({**case, "faults": faults, "client": {}}) for faults in (never, {}))
     assert one.faults is not None and other.faults is None
     assert (one.state == COMPLETED).sum() == (other.state == COMPLETED).sum()

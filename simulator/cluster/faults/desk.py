@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from simulator.cluster.run import Cluster
 
 NO_WORKER = "no worker is left that could take it"
+NOT_SENT = "never sent: what its client waits for does not come"
 NOT_FINISHED = "it waits for what does not come: a worker, or KV over a link that is cut"
 
 
@@ -48,6 +49,7 @@ class FaultDesk:
         self._held: list[tuple[int, float]] = []
         for worker in cluster.workers:
             worker.at = set()
+            worker.unanswered = partial(self._unanswered, worker)
 
     # What the cluster asks
 
@@ -63,10 +65,8 @@ class FaultDesk:
             self.end(row, FAILED if self.attempts.number[row] else REJECTED, NO_WORKER, now)
         return False
 
-    def sent(self, row: int, worker: Worker, now: float) -> None:
-        """A router has chosen a worker."""
-        if not worker.down:
-            return
+    def _unanswered(self, worker: Worker, row: int, now: float) -> None:
+        """A request has come to a worker that is down."""
         if worker.index in self._silent:
             self.cluster.dispatch.sent_to_silent(row, worker.index)
         else:
@@ -106,7 +106,7 @@ class FaultDesk:
         assert worker.at is not None, "kept from the start"
         made = worker.engine.progress()
         lost = self._lost[index] = {}
-        for row in sorted(worker.at):
+        for row in sorted(worker.at | self._promised_to(index)):
             lost[row] = int(self.attempts.number[row])
             self._cut(row, worker, made.get(row, 0))
         worker.at.clear()
@@ -119,6 +119,12 @@ class FaultDesk:
         else:
             self._noticed(index, now, now)
         return True
+
+    def _promised_to(self, index: int) -> set[int]:
+        """Requests that a decode engine will be asked to take; KV of theirs may lie in its host memory."""
+        cluster = self.cluster
+        theirs = (cluster.decode_worker == index) & (cluster.state == UNFINISHED)
+        return set(np.flatnonzero(theirs & np.isnan(cluster.desk.last_token_s)).tolist())
 
     def _cut(self, row: int, worker: Worker, made: int) -> None:
         """What a dying worker held of a request: nothing moves from or to it any more."""
@@ -338,9 +344,10 @@ class FaultDesk:
         for index, died_s in self._died_s.items():
             self.down_s[index] += max(end_s - died_s, 0.0)
         self.attempts.restore_first()
+        begun = (self.cluster.prefill_worker >= 0) | (self.attempts.number > 0)
         for row in np.flatnonzero(self.cluster.state == UNFINISHED).tolist():
-            if not np.isnan(self.cluster.arrival_s[row]) and np.isnan(self.cluster.desk.last_token_s[row]):
-                self.cluster.give_reason(row, NO_WORKER if row in dict(self._held) else NOT_FINISHED)
+            waits_for = NOT_FINISHED if begun[row] else NOT_SENT
+            self.cluster.give_reason(row, NO_WORKER if row in dict(self._held) else waits_for)
 
 
 def _release(source: Worker, slot: int, lives: int, now: float) -> None:
