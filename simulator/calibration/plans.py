@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from simulator.calibration.measure.plan import ModelShape, Plan, StepCase
 from simulator.models.catalogue import load_model
@@ -32,6 +33,17 @@ BATCHED_PROMPTS = ((2, 1024), (4, 128), (4, 512), (4, 2048), (16, 128), (16, 512
 CHUNKS, PASTS = (16, 128, 512, 2048, 8192), (512, 2048, 8192, 32768)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 CONTEXTS = (128, 512, 1024, 2048, 4096, 8192, 32768, 131072)
+#: Around the ends of tiles of 64 and 128 rows, and the rows of steps that lie between the others.
+STEP_ROWS = (
+    *(72, 80, 100, 112, 129, 160, 224, 288, 320, 352, 416, 448, 480, 544, 576, 608, 640, 672, 704, 832, 896),
+    *(960, 1088, 1152, 1280, 1408, 1664, 1792, 2176, 2560, 3072, 6144),
+)
+#: Decoding reads one token more than was computed; kernels read blocks of 64 to 176.
+STEP_CONTEXTS = (129, 160, 256, 257, 384, 513, 576, 640, 701, 768, 896, 1025, 1088, 1152, 1280, 1501, 1536, 2049, 3072)
+STEP_BATCHES = (24, 40, 48, 80, 96, 100, 112, 160, 192, 224)
+STEP_EXPERT_TOKENS = (24, 48, 96, 160, 192, 320, 384, 544, 640, 768, 1280, 1536)
+#: Lone prompts, and how much of them vLLM computes in a step by default.
+PROMPTS, PROMPT_BUDGET = (512, 2048, 8192, 30000), 8192
 ELEMENT_TOKENS = (1, 4, 16, 64, 256, 512, 1024, 2048, 4096, 8192)
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 
@@ -100,7 +112,26 @@ def _steps() -> tuple[StepCase, ...]:
     ]
     mixed = [(0, 0, 2048, 0), (32, 1024, 512, 0), (32, 1024, 2016, 0), (64, 1024, 1984, 4096), (128, 512, 384, 2048)]
     lone = [(0, 0, 512, 0), (0, 0, 8192, 0)]
+    # between the counts that kernels are measured at
+    lone += [(24, 900, 700, 0), (80, 3000, 1200, 1024), (40, 600, 280, 512), (16, 2000, 900, 8192)]
     return tuple(StepCase(*d) for d in decode) + tuple(StepCase(*m) for m in (*mixed, *lone))
+
+
+def step_plan() -> Plan:
+    """What whole steps are made of, and nothing else, at more counts: ships as ``plan_steps.json``."""
+    plan = catalogue_plan()
+    shapes = tuple(dict.fromkeys(shape for model in plan.models for shape in model.gemms()))
+    heads = tuple(dict.fromkeys((m.q_heads, m.kv_heads, m.head_dim) for m in plan.models))
+    experts = tuple((m.hidden, m.expert_ffn, m.experts, m.top_k) for m in plan.models if m.experts)
+    return replace(
+        plan,
+        gemm_shapes=shapes,
+        attention_heads=heads,
+        moe_shapes=experts,
+        decode_batches=tuple(sorted({*plan.decode_batches, *STEP_BATCHES})),
+        moe_tokens=tuple(sorted({*plan.moe_tokens, *STEP_EXPERT_TOKENS})),
+        moe_skews=(0.0,),
+    )
 
 
 def catalogue_plan() -> Plan:
@@ -124,6 +155,10 @@ def catalogue_plan() -> Plan:
         moe_skews=(0.0, 1.2),
         element_tokens=ELEMENT_TOKENS,
         steps=_steps(),
+        step_rows=STEP_ROWS,
+        step_contexts=(*STEP_CONTEXTS, 8193),
+        prompts=PROMPTS,
+        prompt_budget=PROMPT_BUDGET,
         copy_blocks=tuple(copies),
         stream_bytes=(MIB, 16 * MIB, 64 * MIB, 256 * MIB, GIB, 4 * GIB),
         peak_size=8192,

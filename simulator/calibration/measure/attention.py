@@ -12,6 +12,11 @@ def _heads(plan: Plan) -> list[Case]:
     return [{"heads": q, "kv_heads": kv, "width": d} for q, kv, d in plan.attention_heads]
 
 
+def _step_heads(plan: Plan) -> list[Case]:
+    shapes = dict.fromkeys((m.q_heads, m.kv_heads, m.head_dim) for m in plan.models)
+    return [{"heads": q, "kv_heads": kv, "width": d} for q, kv, d in shapes]
+
+
 def _prefill_cases(plan: Plan, ops: Ops) -> list[Case]:
     return [
         {**heads, "batch": batch, "new": new, "past": past, "library": library}
@@ -57,12 +62,15 @@ def _dense(ops: Ops, case: Case) -> Work:
 
 
 def _decode_cases(plan: Plan, ops: Ops) -> list[Case]:
+    """The step models' own heads at more contexts: kernels work in blocks of tokens, and a step may just begin one."""
+    grids = [(_step_heads(plan), plan.step_contexts), (_heads(plan), plan.decode_contexts)]
     return [
         {**heads, "batch": batch, "context": context, "library": library}
+        for chosen, contexts in grids
         for library in ops.paged_libraries()
-        for heads in _heads(plan)
+        for heads in chosen
         for batch in plan.decode_batches
-        for context in plan.decode_contexts
+        for context in contexts
         if batch * context <= plan.decode_tokens
     ]
 
@@ -81,17 +89,18 @@ def _mixed_cases(plan: Plan, ops: Ops) -> list[Case]:
     return [
         {**heads, "seqs": s.seqs, "context": s.context, "new": s.new, "past": s.past, "library": library}
         for library in ops.paged_libraries()
-        for heads in _heads(plan)[:4]
+        for heads in _step_heads(plan)
         for s in plan.steps
         if s.seqs and s.new
     ]
 
 
 def _mixed(ops: Ops, case: Case) -> Work:
-    """Decoding sequences and a chunk in one launch, as engines without a split of their batches do."""
+    """Decoding sequences and a chunk in one launch, as engines without a split of their batches do; the token that a
+    sequence decodes comes after its context, as in a step."""
     q, kv, width = heads_of(case)
     seqs, context, new, past = numbers(case, "seqs", "context", "new", "past")
-    lengths = [context] * seqs + [past + new]
+    lengths = [context + 1] * seqs + [past + new]
     copies = min(copies_of(ops, sum(lengths) * kv * width * 4.0), 16)
     caches = paged_caches(ops, (kv, width), lengths, copies)
     rows = seqs + new

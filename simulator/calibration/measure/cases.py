@@ -10,6 +10,8 @@ from simulator.calibration.measure.ops import Array, Ops, Paged, Work
 from simulator.calibration.measure.plan import Plan
 from simulator.calibration.measure.store import Case
 
+#: Seconds each case is timed for.
+CASE_S = 0.015
 #: Copies rotate through this many times the last cache.
 COLD = 3.0
 MOST_COPIES = 64
@@ -19,11 +21,13 @@ STEADY_TOKENS = 192
 
 @dataclass(frozen=True)
 class Group:
-    """``cases(plan, ops)``: what to measure, the most telling first; ``prepare(plan, ops, case)``: the work to time."""
+    """``cases(plan, ops)``: what to measure, the most telling first; ``prepare(plan, ops, case)``: the work to time;
+    ``measure(ops, work, case)``: what to note of it in place of medians and quartiles."""
 
     name: str
     cases: Callable[[Plan, Ops], list[Case]]
     prepare: Callable[[Plan, Ops, Case], Work]
+    measure: Callable[[Ops, Work, Case], dict[str, object]] | None = None
 
 
 def copies_of(ops: Ops, size: float) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import asdict
 
-from simulator.calibration.measure.cases import Group, numbers
+from simulator.calibration.measure.cases import CASE_S, Group, numbers
 from simulator.calibration.measure.ops import Ops, Work
 from simulator.calibration.measure.plan import Plan
 from simulator.calibration.measure.store import Case
@@ -70,9 +71,6 @@ def _idle(ops: Ops, case: Case) -> Work:
     return _prepare(ops, case)
 
 
-POWER = Group("power", _power_cases, lambda plan, ops, case: _idle(ops, case))
-
-
 def steady_power(ops: Ops, work: Work) -> dict[str, object]:
     """Readings of clocks and power while the work is repeated for a while."""
     found: dict[str, list[float]] = {}
@@ -90,3 +88,10 @@ def steady_power(ops: Ops, work: Work) -> dict[str, object]:
         timing = ops.time(work, STEADY_S)
     reader.join()
     return {"steady_s": timing.median_s, **{f"{name}_readings": values for name, values in found.items()}}
+
+
+def _power(ops: Ops, work: Work, case: Case) -> dict[str, object]:
+    return {**asdict(ops.time(work, CASE_S)), **steady_power(ops, work)}
+
+
+POWER = Group("power", _power_cases, lambda plan, ops, case: _idle(ops, case), _power)

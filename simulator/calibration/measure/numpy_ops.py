@@ -9,10 +9,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from simulator.calibration.measure.ops import OWN, Array, Paged, Timing, Work
+from simulator.calibration.measure.ops import OWN, Array, Paged, Pattern, Timing, Trace, Work
 from simulator.calibration.measure.plan import Plan
 from simulator.calibration.measure.store import Row
-from simulator.calibration.measure.timing import wall_clock
+from simulator.calibration.measure.timing import wall_clock, wall_trace
 
 _ROTARY_BASE, _EPSILON = 5e5, 1e-6
 
@@ -189,6 +189,9 @@ class NumpyOps:
 
     def time(self, work: Work, seconds: float) -> Timing:
         return wall_clock(work, seconds)
+
+    def trace(self, work: Work, pattern: Pattern) -> Trace:
+        return wall_trace(work, pattern)
 
     def finish(self) -> None:
         pass

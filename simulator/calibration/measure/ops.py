@@ -57,6 +57,27 @@ class Paged:
     longest: int
 
 
+@dataclass(frozen=True)
+class Pattern:
+    """When work is run to see clocks and power over time: after a pause of ``off_s``, for ``on_s`` (0: once for each of
+    its copies), ``rounds`` times over."""
+
+    on_s: float
+    off_s: float
+    rounds: int = 1
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What was seen: seconds since the first run at which each run began, and seconds it took; and the meter's
+    readings, by name, with the seconds they were taken at (``read_s``). ``rounds``: in which round each run was."""
+
+    began_s: list[float]
+    took_s: list[float]
+    rounds: list[int]
+    readings: dict[str, list[float]]
+
+
 class Ops(Protocol):
     """One machine. ``kind``: 'cuda', 'cpu' or 'numpy'. Matrices are row-major; weights are (out, in). Formats are
     'bf16', 'fp8', 'fp32' and 'int'; 'kv' is bf16 of unit size for caches, which steps write to. Outputs are written
@@ -176,6 +197,9 @@ class Ops(Protocol):
 
     def time(self, work: Work, seconds: float) -> Timing:
         """Time the work for about ``seconds``."""
+
+    def trace(self, work: Work, pattern: Pattern) -> Trace:
+        """Run the work, each copy a graph of its own, and note every run; clocks and power beside it where known."""
 
     def finish(self) -> None:
         """Wait for all work, and give back what earlier cases held."""

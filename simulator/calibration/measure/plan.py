@@ -71,6 +71,10 @@ class Plan:
     moe_skews: tuple[float, ...]
     element_tokens: tuple[int, ...]
     steps: tuple[StepCase, ...]
+    step_rows: tuple[int, ...]  # rows of the step models' projections beside ``gemm_rows``: around the ends of tiles
+    step_contexts: tuple[int, ...]  # contexts of the step models' decode attention beside ``decode_contexts``
+    prompts: tuple[int, ...]  # lone prompts of the first model, in chunks of ``prompt_budget`` tokens
+    prompt_budget: int
     copy_blocks: tuple[Pair, ...]
     stream_bytes: tuple[int, ...]
     peak_size: int  # rows and columns of the square product that finds the peak
@@ -119,6 +123,10 @@ def tiny_plan() -> Plan:
         moe_skews=(0.0, 1.2),
         element_tokens=(1, 4, 16),
         steps=(StepCase(1, 16), StepCase(4, 16), StepCase(2, 8, 8, 0), StepCase(2, 8, 8, 16)),
+        step_rows=(3, 10),
+        step_contexts=(17,),
+        prompts=(24,),
+        prompt_budget=16,
         copy_blocks=((1024, 1), (1024, 4), (1024, 16), (4096, 1), (4096, 4), (4096, 16), (16384, 1), (16384, 4)),
         stream_bytes=(65536,),
         peak_size=64,

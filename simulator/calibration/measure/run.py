@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from simulator.calibration.measure import attention, copies, elements, gemm, layer, machine, moe, peers
-from simulator.calibration.measure.cases import Group
-from simulator.calibration.measure.machine import steady_power
+from simulator.calibration.measure import attention, copies, elements, gemm, layer, machine, moe, peers, trace
+from simulator.calibration.measure.cases import CASE_S, Group
 from simulator.calibration.measure.ops import Ops
 from simulator.calibration.measure.plan import Plan
 from simulator.calibration.measure.store import Store
@@ -30,12 +29,12 @@ GROUPS = (
     layer.LAYERS,
     peers.PEERS,
     peers.INTERFERENCE,
+    layer.LEFT_OUT,
+    trace.TRACE,
     machine.POWER,
 )
 #: The group of what takes several processes.
 RANKS = "ranks"
-#: Seconds each case is timed for.
-CASE_S = 0.015
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,8 @@ def _ranks(ops: Ops, plan: Plan, store: Store) -> str:
 
 def _one(plan: Plan, ops: Ops, group: Group, case: dict[str, object]) -> dict[str, object]:
     work = group.prepare(plan, ops, case)
-    if group is machine.POWER:
-        return {**asdict(ops.time(work, CASE_S)), **steady_power(ops, work)}
+    if group.measure is not None:
+        return group.measure(ops, work, case)
     return {name: value for name, value in asdict(ops.time(work, CASE_S)).items() if value is not None}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from simulator.calibration.measure.ops import Timing, Work
+from simulator.calibration.measure.ops import Pattern, Timing, Trace, Work
 
 #: Runs that are timed where a clock on the wall has to do.
 FEWEST, MOST = 3, 20
@@ -29,3 +29,20 @@ def wall_clock(work: Work, seconds: float, *, count: int | None = None) -> Timin
         work.run(len(samples) % work.copies)
         samples.append(max(time.perf_counter() - start, 1e-9))
     return summary(samples)
+
+
+def wall_trace(work: Work, pattern: Pattern) -> Trace:
+    """Note runs on the host's clock, without the pauses: a host has no clocks to recover."""
+    began: list[float] = []
+    took: list[float] = []
+    rounds: list[int] = []
+    first = time.perf_counter()
+    for turn in range(pattern.rounds):
+        count = work.copies if pattern.on_s == 0 else FEWEST
+        for i in range(count):
+            start = time.perf_counter()
+            work.run(i % work.copies)
+            began.append(start - first)
+            took.append(max(time.perf_counter() - start, 1e-9))
+            rounds.append(turn)
+    return Trace(began, took, rounds, {})

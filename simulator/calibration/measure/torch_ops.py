@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import platform
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -17,10 +18,11 @@ from simulator.calibration.measure import torch_kernels
 from simulator.calibration.measure.check import flash_errors, kernel_errors
 from simulator.calibration.measure.cuda_calls import memcpy, smi
 from simulator.calibration.measure.flash3 import Flash3, find_library
-from simulator.calibration.measure.ops import OWN, Array, Paged, Timing, Work
+from simulator.calibration.measure.ops import OWN, Array, Paged, Pattern, Timing, Trace, Work
 from simulator.calibration.measure.plan import Plan
 from simulator.calibration.measure.store import Row
-from simulator.calibration.measure.timing import summary, wall_clock
+from simulator.calibration.measure.timing import summary, wall_clock, wall_trace
+from simulator.calibration.measure.torch_trace import traced
 
 _TYPES = {
     "bf16": torch.bfloat16,
@@ -37,7 +39,12 @@ PINNED = 2**30
 GRAPH_S, ROTATE_S, MOST_LAUNCHES = 4e-4, 3e-3, 128
 FEWEST, MOST_SAMPLES = 7, 60
 #: Work that is to be steady runs for so long, but at most so often, before it is timed.
-SETTLE_S, MOST_SETTLING = 0.08, 2000
+SETTLE_S, MOST_SETTLING = 0.25, 2000
+#: Before bursts the GPU rests; a burst is so long at most (an H200 lowers its clock after 30 to 100 ms above its power
+#: limit, and forgets within 100 ms), and steady work is timed for so long (after some 0.7 s clocks fall once more).
+REST_S, BURST_S, LAST_S = 0.12, 0.02, 0.2
+#: A graph whose runs are noted over time takes at least so long.
+TRACED_S = 1e-3
 _QUERY = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
 _STATE = ("sm_mhz", "memory_mhz", "power_w", "temperature_c")
 
@@ -334,6 +341,19 @@ class TorchOps:
         torch.cuda.synchronize(other.device)
         return found
 
+    def trace(self, work: Work, pattern: Pattern) -> Trace:
+        if self.kind != "cuda":
+            return wall_trace(work, pattern)
+        for i in range(work.copies):
+            work.run(i)
+        rough = self._event_seconds(lambda: work.run(0), 2)[-1]
+        each = max(1, math.ceil(TRACED_S / rough)) if pattern.on_s else 1
+        graphs = [self._captured(work, range(i, i + each)) for i in range(work.copies)]
+        found = traced(self.device, graphs, pattern, self._event_seconds(graphs[0].replay, 2)[-1])
+        for graph in graphs:
+            graph.reset()
+        return replace(found, took_s=[s / each for s in found.took_s])
+
     def _timed(self, work: Work, seconds: float) -> Timing:
         for i in range(2):
             work.run(i % work.copies)
@@ -348,13 +368,23 @@ class TorchOps:
 
     def _sampled(self, work: Work, run: Callable[[], None], once: float, launches: int, seconds: float) -> Timing:
         count = max(FEWEST, min(MOST_SAMPLES, int(seconds / once)))
-        burst = summary([s / launches for s in self._event_seconds(run, count)])
         if not work.steady:
-            return burst
+            return summary([s / launches for s in self._event_seconds(run, count)])
+        burst = summary([s / launches for s in self._rested(run, once, count)])
         for _ in range(min(math.ceil(SETTLE_S / once), MOST_SETTLING)):
             run()
-        steady = summary([s / launches for s in self._event_seconds(run, count)])
+        steady = summary([s / launches for s in self._event_seconds(run, min(count, max(3, int(LAST_S / once))))])
         return replace(burst, steady_s=steady.median_s)
+
+    def _rested(self, run: Callable[[], None], once: float, count: int) -> list[float]:
+        """Seconds of runs that come right after a pause, while power is still averaged with that of the pause."""
+        each = max(1, min(count, int(BURST_S / once)))
+        found: list[float] = []
+        while len(found) < min(count, 3 * each):
+            torch.cuda.synchronize(self.device)
+            time.sleep(REST_S)
+            found += self._event_seconds(run, each)
+        return found
 
     def _event_seconds(self, run: Callable[[], None], count: int) -> list[float]:
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
@@ -368,14 +398,17 @@ class TorchOps:
     def _graph(self, work: Work, rough: float) -> tuple[torch.cuda.CUDAGraph, int]:
         launches = max(min(work.copies, math.ceil(ROTATE_S / rough)), math.ceil(GRAPH_S / rough))
         launches = max(1, min(launches, MOST_LAUNCHES))
+        return self._captured(work, range(launches)), launches
+
+    def _captured(self, work: Work, indices: range) -> torch.cuda.CUDAGraph:
         graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.device)
         torch.cuda.synchronize(self.device)
         with torch.cuda.stream(side):
             graph.capture_begin(capture_error_mode="thread_local")
             try:
-                for i in range(launches):
+                for i in indices:
                     work.run(i % work.copies)
             finally:
                 graph.capture_end()
         torch.cuda.synchronize(self.device)
-        return graph, launches
+        return graph
