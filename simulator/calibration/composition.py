@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from simulator.calibration.measure.ops import OWN
 from simulator.calibration.measure.plan import ModelShape, Plan, StepCase
 from simulator.calibration.measured import Measured
-from simulator.calibration.measured_rows import seconds
+from simulator.calibration.measured_rows import US
+
+#: Seconds after a rest at which an H200 lowers its clock for work above its power limit: 30 to 90 ms, the median of 16
+#: such layers and products is this (docs/calibration.md).
+HELD_BACK_AFTER_S = 0.045
+#: Query rows of a block of this program's prefill attention.
+PREFILL_ROWS = 128
 
 
 @dataclass(frozen=True)
 class Composed:
-    """One step: seconds timed whole, and the sum of its kernels by part."""
+    """One step: seconds timed whole, and its kernels by name, as they run after a rest and after a while of nothing
+    else. ``rested``: which of the two the whole is."""
 
     model: str
     step: StepCase
     library: str
+    rested: bool
     whole_s: float
-    parts_s: Mapping[str, float]
+    burst_s: Mapping[str, float]
+    steady_s: Mapping[str, float]
+
+    @property
+    def sum_s(self) -> float:
+        """The step as the sum of its kernels. After a rest, the power limit begins to hold once the GPU has worked for
+        a while; what is left then takes as much longer as the kernels do in steady work."""
+        burst, steady = sum(self.burst_s.values()), sum(self.steady_s.values())
+        if not self.rested:
+            return steady
+        free = min(burst, HELD_BACK_AFTER_S)
+        return free + (burst - free) * steady / burst
 
     @property
     def error(self) -> float:
         """How much the sum is too long, as a fraction of the whole."""
-        return sum(self.parts_s.values()) / self.whole_s - 1.0
+        return self.sum_s / self.whole_s - 1.0
 
     @property
     def mixed(self) -> bool:
@@ -35,10 +56,12 @@ class Composed:
 
 
 class _Curves:
-    """Seconds of a kernel at any count, linear between the logarithms of measured ones."""
+    """Seconds of a kernel at any count, linear between the logarithms of measured ones; ``rested``: as in a burst after
+    a rest, or else in steady work."""
 
-    def __init__(self, measured: Measured) -> None:
-        self.measured = measured
+    def __init__(self, measured: Measured, *, rested: bool) -> None:
+        self.measured, self.rested = measured, rested
+        self.sms = int(str(measured.machine["sms"]))
 
     def rows(self, group: str, about: Mapping[str, object]) -> pd.DataFrame:
         table = self.measured.table(group)
@@ -46,7 +69,7 @@ class _Curves:
             table = table[table[name] == value]
         if table.empty:
             raise KeyError(f"{group}: no row for {dict(about)}")
-        return table.assign(seconds=seconds(table))
+        return table.assign(seconds=_seconds(table, self.rested))
 
     def at(self, group: str, x: str, count: float, about: Mapping[str, object]) -> float:
         table = self.rows(group, about).sort_values(x)
@@ -62,27 +85,55 @@ class _Curves:
         return _between(np.array(counts), np.array(times), seqs)
 
     def chunk(self, new: int, past: int, about: Mapping[str, object]) -> float:
-        alone = {**about, "batch": 1}
-        pasts = sorted(self.rows("prefill_attention", alone)["past"].unique())
-        times = [self.at("prefill_attention", "new", new, {**alone, "past": p}) for p in pasts]
+        table = self.rows("prefill_attention", {**about, "batch": 1}).sort_values("new")
+        pasts, times = [], []
+        for before, part in table.groupby("past"):
+            counts = [float(n) for n in part["new"]]
+            at = float(new)
+            if about["library"] == OWN:  # blocks of rows are dealt out, longest first: what takes long is the last wave
+                heads, earlier = int(str(about["heads"])), int(str(before))
+                *counts, at = [makespan(int(n), earlier, heads, self.sms) for n in (*counts, at)]
+            pasts.append(float(str(before)))
+            times.append(_between(np.array(counts), part["seconds"].to_numpy(float), at))
         return float(np.interp(past, pasts, times))
+
+
+def _seconds(table: pd.DataFrame, rested: bool) -> np.ndarray:
+    burst = table["median_us"].to_numpy(float) * US
+    if rested or "steady_us" not in table:
+        return burst
+    steady = table["steady_us"].to_numpy(float) * US
+    return np.where(np.isnan(steady), burst, steady)
+
+
+def makespan(new: int, past: int, heads: int, processors: int) -> float:
+    """Keys that the busiest processor reads where blocks of a chunk's rows, one for each head, are dealt out longest
+    first to whoever is free. A few rows fill part of a block, and take that much less."""
+    tiles = -(-new // PREFILL_ROWS)
+    busy = [0.0] * processors
+    for tile in range(tiles, 0, -1):
+        rows = min(new, PREFILL_ROWS)
+        for _ in range(heads):
+            heapq.heapreplace(busy, busy[0] + past + min(tile * PREFILL_ROWS, new) + rows / PREFILL_ROWS)
+    return max(busy)
 
 
 def _between(x: np.ndarray, y: np.ndarray, at: float) -> float:
     return float(np.exp(np.interp(np.log(at), np.log(x), np.log(y))))
 
 
-def _attention(curves: _Curves, model: ModelShape, step: StepCase, library: str) -> float:
+def _attention(curves: _Curves, model: ModelShape, step: StepCase, library: str) -> dict[str, float]:
     about = {"heads": model.q_heads, "kv_heads": model.kv_heads, "width": model.head_dim, "library": library}
-    if library != "own" and step.seqs and step.new:  # one launch for both
+    if library != OWN and step.seqs and step.new:  # one launch for both
         asked = {"seqs": step.seqs, "context": step.context, "new": step.new, "past": step.past}
-        return float(curves.rows("mixed_attention", {**about, **asked})["seconds"].iloc[0])
-    total = curves.decode(step.seqs, step.context, about) if step.seqs else 0.0
-    return total + (curves.chunk(step.new, step.past, about) if step.new else 0.0)
+        return {"attention": float(curves.rows("mixed_attention", {**about, **asked})["seconds"].iloc[0])}
+    # a sequence reads what was computed before, and the token it just wrote
+    decode = {"decode attention": curves.decode(step.seqs, step.context + 1, about)} if step.seqs else {}
+    return decode | ({"attention": curves.chunk(step.new, step.past, about)} if step.new else {})
 
 
 def parts(curves: _Curves, model: ModelShape, step: StepCase, library: str) -> dict[str, float]:
-    """Seconds of a step's parts, all layers. Raises KeyError where a kernel was not measured."""
+    """Seconds of a step's kernels, all layers. Raises KeyError where a kernel was not measured."""
     tokens, last = step.seqs + step.new, step.seqs + (1 if step.new else 0)
     heads = {"heads": model.q_heads, "kv_heads": model.kv_heads, "width": model.head_dim}
 
@@ -92,40 +143,40 @@ def parts(curves: _Curves, model: ModelShape, step: StepCase, library: str) -> d
     def element(op: str, count: int, **about: object) -> float:
         return curves.at("elements", "tokens", count, {"op": op, **about})
 
-    products = sum(gemm(tokens, n, k) for n, k in model.gemms() if n != model.vocab)
-    small = 2 * element("add_norm", tokens, hidden=model.hidden)
-    small += element("rotate", tokens, **heads) + element("write_cache", tokens, **heads)
+    one = {f"product {n} x {k}": gemm(tokens, n, k) for n, k in model.gemms() if n != model.vocab}
+    one |= _attention(curves, model, step, library)
+    one["norms"] = 2 * element("add_norm", tokens, hidden=model.hidden)
+    one |= {op: element(op, tokens, **heads) for op in ("rotate", "write_cache")}
     if model.experts:
-        small += element("choose", tokens, experts=model.experts)
+        one["choose"] = element("choose", tokens, experts=model.experts)
         about = {"hidden": model.hidden, "width": model.expert_ffn, "experts": model.experts, "skew": 0.0}
-        experts = curves.at("experts", "tokens", tokens, about)
+        one["experts"] = curves.at("experts", "tokens", tokens, about)
     else:
-        small += element("activate", tokens, hidden=model.ffn)
-        experts = 0.0
-    head = gemm(last, model.vocab, model.hidden) + element("sample", last, vocab=model.vocab)
-    head += element("add_norm", last, hidden=model.hidden)
-    head += element("embed", tokens, hidden=model.hidden, vocab=model.vocab)
-    one = {
-        "products": products,
-        "attention": _attention(curves, model, step, library),
-        "experts": experts,
-        "small": small,
+        one["activate"] = element("activate", tokens, hidden=model.ffn)
+    head = {
+        "head": gemm(last, model.vocab, model.hidden),
+        "sample": element("sample", last, vocab=model.vocab),
+        "last norm": element("add_norm", last, hidden=model.hidden),
+        "embed": element("embed", tokens, hidden=model.hidden, vocab=model.vocab),
     }
-    return {**{name: value * model.layers for name, value in one.items()}, "head": head}
+    return {**{name: value * model.layers for name, value in one.items()}, **head}
 
 
-def composed_steps(measured: Measured, plan: Plan) -> Iterator[Composed]:
-    """Every step that was replayed from a graph, beside its kernels; steps that lack one are left out."""
-    curves, table = _Curves(measured), measured.table("step")
+def composed_steps(measured: Measured, plan: Plan, *, rested: bool) -> Iterator[Composed]:
+    """Every step that was replayed from a graph, after a rest or in steady work, beside its kernels; steps that lack
+    one are left out."""
+    table = measured.table("step")
     if table.empty:
         return
-    table = table[table["mode"] == "graph"].assign(seconds=seconds)
+    table = table[table["mode"] == "graph"]
+    table = table.assign(seconds=_seconds(table, rested))
+    burst, steady = (_Curves(measured, rested=each) for each in (True, False))
     models = {model.name: model for model in plan.models}
     for row in table.to_dict("records"):
         step = StepCase(*(int(row[name]) for name in ("seqs", "context", "new", "past")))
         model, library = models[str(row["model"])], str(row["library"])
         try:
-            found = parts(curves, model, step, library)
+            found = [parts(curves, model, step, library) for curves in (burst, steady)]
         except KeyError:
             continue
-        yield Composed(model.name, step, library, float(row["seconds"]), found)
+        yield Composed(model.name, step, library, rested, float(row["seconds"]), *found)

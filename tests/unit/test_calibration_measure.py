@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from simulator.calibration import calibrate as calibrate_module
-from simulator.calibration.composition import composed_steps
 from simulator.calibration.fit import fit_measured, fit_parameters
 from simulator.calibration.link_fit import fit_link, host_links, interference
 from simulator.calibration.measure.moe import choices
@@ -22,7 +21,7 @@ from simulator.calibration.measure.run import GROUPS, Budget, measure, store_at
 from simulator.calibration.measured import Measured, read_measured
 from simulator.calibration.measured_fit import base_of
 from simulator.calibration.measured_rows import element_rows, prefill_rows
-from simulator.calibration.plans import catalogue_plan
+from simulator.calibration.plans import catalogue_plan, step_plan
 from simulator.cli import main
 from simulator.errors import InputError
 from simulator.hardware.links import load_link
@@ -202,6 +201,7 @@ def test_the_datasheet_is_found_by_the_devices_name() -> None:
 
 def test_the_shipped_plan_is_what_the_catalogue_asks_for() -> None:
     assert read_plan(MEASURED / "plan.json") == catalogue_plan()
+    assert read_plan(MEASURED / "plan_steps.json") == step_plan()
 
 
 def test_the_plan_survives_its_file(tmp_path: Path) -> None:
@@ -211,21 +211,6 @@ def test_the_plan_survives_its_file(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"peak_size"', '"peek_size"'))
     with pytest.raises(ValueError, match="peak_size"):
         read_plan(path)
-
-
-def test_steps_measured_whole_are_the_sum_of_their_kernels() -> None:
-    """The figures of docs/calibration.md: Llama-3.1-8B with this program's kernels, and all steps together."""
-    steps = list(composed_steps(read_measured(H200), read_plan(MEASURED / "plan.json")))
-    assert len(steps) == 64
-    llama = [s for s in steps if s.model == "llama-3.1-8b" and s.library == "own"]
-    assert all(abs(s.error) < 0.05 for s in llama if not s.mixed)
-    ragged = [
-        s for s in llama if s.step.seqs + s.step.new == 544
-    ]  # 544 rows fill five tiles, between measured 512 and 768
-    assert [abs(s.error) < 0.05 for s in llama if s.mixed].count(False) == len(ragged) == 1
-    errors = np.array([abs(s.error) for s in steps])
-    assert np.median(errors) < 0.025
-    assert np.quantile(errors, 0.9) < 0.07
 
 
 def test_flash_attention_reads_earlier_pages_as_fast_as_its_own() -> None:

@@ -12,7 +12,7 @@ from simulator.calibration.measure.cuda_calls import Meter
 from simulator.calibration.measure.ops import Pattern, Trace
 
 #: Seconds between two readings, and readings that are kept at most.
-EVERY_S, MOST_READINGS = 0.005, 400
+EVERY_S, MOST_READINGS = 0.005, 60
 
 
 class Readings:

@@ -25,7 +25,7 @@ TURNS = ((0.05, 0.05, 20), (0.05, 0.2, 8), (0.2, 0.2, 6), (0.5, 0.1, 4))
 #: How often a lone prompt is run.
 PROMPTS = 3
 #: Points of a series that are kept: the first runs of a round one by one, the rest as means.
-FIRST, MOST = 40, 320
+FIRST, MOST = 40, 120
 
 
 def _steady(plan: Plan, ops: Ops) -> list[Case]:
