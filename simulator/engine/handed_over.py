@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from simulator.compiled import compiled
 from simulator.engine.blocks import blocks_for, cached_blocks, register_blocks, share_blocks, take_blocks
+from simulator.engine.queues import leave_holding, leave_waiting
 from simulator.engine.rules import AT_DECODE
-from simulator.engine.state import READ, REMOTE, tell
+from simulator.engine.state import LOAD, READ, REMOTE, tell
 from simulator.engine.vllm import admit, compute_chunk
 
 
@@ -35,18 +36,37 @@ def ask_for_kv(e, s, needed, now):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def ask_for_prefix(e, s, position, needed, now):  # type: ignore[no-untyped-def]
+    """Take blocks for a prompt and ask caches below for its beginning. False where they have no more than is here."""
+    hits, _ = cached_blocks(e, s, e.prompt[s])
+    if e.outside[s] <= hits * e.block_size:
+        e.remote[s] = 0
+        e.unread -= 1
+        return False
+    leave_waiting(e, position)
+    if hits > 0:
+        share_blocks(e, s, hits)
+    hold(e, s, e.prompt[s], needed)
+    e.computed[s] = e.prompt[s]  # until it is known how much comes
+    e.status[s] = REMOTE
+    e.unread -= 1
+    e.first_batch[s], e.last_token[s] = e.planned, now
+    e.holding[e.holding_count] = s
+    e.holding_count += 1
+    tell(e, LOAD, s, hits, now)
+    return True
+
+
+@compiled
 def begin_loaded(e, budget, work, now):  # type: ignore[no-untyped-def]
     """Requests whose KV is there, in the order in which it was asked for: their next token is an ordinary decode."""
     i = 0
     while i < e.holding_count and budget > 0 and e.running_count < e.max_num_seqs:
         s = e.holding[i]
-        if e.remote[s] != 2:
+        if e.remote[s] != 2 or e.outside[s] > 0:
             i += 1
             continue
-        for j in range(i, e.holding_count - 1):
-            e.holding[j] = e.holding[j + 1]
-        e.holding_count -= 1
-        e.remote[s] = 0
+        leave_holding(e, i)
         register_blocks(e, s, e.prompt[s])
         e.computed[s] = e.prompt[s] + e.received[s] - 1
         e.pending_prompt_tokens += 1

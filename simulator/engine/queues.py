@@ -34,6 +34,15 @@ def leave_waiting(e, position):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def leave_holding(e, position):  # type: ignore[no-untyped-def]
+    """Take the slot at ``position`` off the list of those that wait for KV: it is there."""
+    e.remote[e.holding[position]] = 0
+    e.holding_count -= 1
+    for j in range(position, e.holding_count):
+        e.holding[j] = e.holding[j + 1]
+
+
+@compiled
 def leave_running(e, s):  # type: ignore[no-untyped-def]
     """Take ``s`` out of the running list; the order of the others stays."""
     i = 0

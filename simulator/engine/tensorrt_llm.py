@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.compiled import compiled
-from simulator.engine.blocks import blocks_for, cached_blocks, share_blocks
+from simulator.engine.blocks import blocks_for, cached_blocks, register_blocks, share_blocks
 from simulator.engine.columns import RING
 from simulator.engine.decoding import decode_or_pause
-from simulator.engine.handed_over import ask_for_kv, begin_loaded, hold
-from simulator.engine.queues import leave_waiting
+from simulator.engine.handed_over import ask_for_kv, ask_for_prefix, begin_loaded, hold
+from simulator.engine.queues import leave_holding, leave_waiting
 from simulator.engine.rules import MAX_UTILIZATION, STATIC_BATCH
 from simulator.engine.speculative_plans import decode_drafts
 from simulator.engine.state import PREFILL, PREFILLING
@@ -47,6 +47,7 @@ def plan_in_flight(e, now):  # type: ignore[no-untyped-def]
         budget, work = continue_prompts(e, budget, work)
     if e.preempted == preempted_before:
         budget, work = begin_loaded(e, budget, work, now)
+        budget, work = begin_prefixed(e, budget, work, now)
         if may_start and not company_is_missing(e, budget, work[0]):
             work = start_prompts(e, budget, work, now)
     return work, decodes
@@ -182,9 +183,11 @@ def start_prompts(e, budget, work, now):  # type: ignore[no-untyped-def]
         needed = blocks_to_start(e, s)
         if needed > e.pool.free - e.promised - kept:
             break
-        if e.remote[s] == 1:
+        if e.remote[s] == 1 and e.outside[s] == 0:
             leave_waiting(e, position)
             ask_for_kv(e, s, needed, now)
+            continue
+        if e.remote[s] == 1 and ask_for_prefix(e, s, position, needed, now):
             continue
         known = e.prompt[s] + e.received[s]
         tokens = chunk_of(e, known, left[e.rank[s]])
@@ -204,6 +207,25 @@ def start_prompts(e, budget, work, now):  # type: ignore[no-untyped-def]
         left[e.rank[s]] = max(left[e.rank[s]] - tokens, 0)
         work = start_prompt(e, s, tokens, needed, work, now)
     return work
+
+
+@compiled
+def begin_prefixed(e, budget, work, now):  # type: ignore[no-untyped-def]
+    """Prompts whose beginning has been loaded from caches below: the rest is computed, as far as the budget reaches."""
+    i = 0
+    while i < e.holding_count and budget > 0 and e.running_count < e.max_num_seqs:
+        s = e.holding[i]
+        tokens = chunk_of(e, e.prompt[s] - e.computed[s], budget) if e.outside[s] > 0 and e.remote[s] == 2 else 0
+        if tokens == 0:
+            i += 1
+            continue
+        leave_holding(e, i)
+        register_blocks(e, s, e.computed[s])
+        count_hits(e, s, e.computed[s], e.prompt[s])
+        admit(e, s, now)
+        work = compute_chunk(e, s, tokens, work)
+        budget -= tokens
+    return budget, work
 
 
 @compiled

@@ -23,7 +23,7 @@ from simulator.engine.blocks import (
     take_phase,
 )
 from simulator.engine.columns import RING
-from simulator.engine.queues import heap_push, leave_waiting, next_last_batch, wait_first
+from simulator.engine.queues import heap_push, leave_holding, leave_waiting, next_last_batch, wait_first
 from simulator.engine.reads import start_read
 from simulator.engine.speculation import note_made
 from simulator.engine.state import (
@@ -328,10 +328,7 @@ def admit_loaded(e, budget, work, now):  # type: ignore[no-untyped-def]
         if e.remote[s] != 2:
             i += 1
             continue
-        for j in range(i, e.holding_count - 1):
-            e.holding[j] = e.holding[j + 1]
-        e.holding_count -= 1
-        e.remote[s] = 0
+        leave_holding(e, i)
         register_blocks(e, s, e.computed[s])
         if e.outside[s] > 0:
             count_hits(e, s, e.computed[s], e.prompt[s])

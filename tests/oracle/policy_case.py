@@ -23,6 +23,15 @@ def run_policy(
     case: Case, policy: str, per_role: dict[str, dict[str, Any]], *, macro: bool = True, told: bool = False
 ) -> Cluster:
     """The cluster after the case. ``per_role``: each engine's settings, and its ``kv_blocks`` and ``block``."""
+    cluster = policy_cluster(case, policy, per_role, macro=macro, told=told)
+    cluster.run()
+    return cluster
+
+
+def policy_cluster(
+    case: Case, policy: str, per_role: dict[str, dict[str, Any]], *, macro: bool = True, told: bool = False
+) -> Cluster:
+    """The cluster before it runs."""
     workers = tuple(_worker(i, role, policy, own, case) for i, (role, own) in enumerate(per_role.items()))
     transfer = None
     if len(workers) == 2:
@@ -32,9 +41,7 @@ def run_policy(
     routing = RoutingPart(prefill="round_robin", decode="round_robin", colocated="round_robin")
     plan = ClusterPlan(Topology(name=case.name, pools=pools, routing=routing), workers, transfer)
     options = RunOptions(macro=macro, one_output_content=OUTPUT_CONTENT, tell_finished=told)
-    cluster = Cluster(plan, case.trace, Arrivals(), options)
-    cluster.run()
-    return cluster
+    return Cluster(plan, case.trace, Arrivals(), options)
 
 
 def some(examples: int) -> settings:

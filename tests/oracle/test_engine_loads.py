@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 from engine_case import as_case, assert_all_given_back, assert_equal
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
+from policy_case import assert_empty, policy_cluster
 from random_cases import cases
+from test_engine_trt import trt_cases, trt_settings
+from trt_scheduler import TrtCase
 from vllm_stepper import run_case
 
 from simulator.cluster.run import Cluster, RunOptions
@@ -44,6 +47,10 @@ def run_engine(options, requests, *, macro, told):
     case = as_case(options, requests)
     run_options = RunOptions(macro=macro, one_output_content=OUTPUT_TOKEN[case.engine], tell_finished=told)
     cluster = Cluster(case_plan(case), case.trace, Arrivals(), run_options)
+    return run_with_caches(cluster, options, requests)
+
+
+def run_with_caches(cluster, options, requests):
     cluster.caches = StatedCache(cluster, options["load"], requests, options["block_size"])
     cluster.workers[0].outside = cluster.caches.outside
     cluster.run()
@@ -52,8 +59,13 @@ def run_engine(options, requests, *, macro, told):
 
 @st.composite
 def loading_cases(draw, **kinds):
-    """Random cases with prefix caching, in which some prompts seem to be held below, and more or less of it is."""
-    options, requests = draw(cases(**kinds))
+    """Random cases of vLLM with prefix caching."""
+    return draw(loads_of(*draw(cases(**kinds))))
+
+
+@st.composite
+def loads_of(draw, options, requests):
+    """Some prompts seem to be held below, and more or less of each is."""
     options = {**options, "prefix_caching": True, "load": draw(st.sampled_from(LOADS))}
     if "decode" in options:
         options["decode"] = {**options["decode"], "prefix_caching": True}
@@ -92,6 +104,40 @@ def test_colocated(case, macro, told):
 @given(loading_cases(disaggregated=True), st.booleans(), st.booleans())
 def test_disaggregated(case, macro, told):
     check(case, macro, told)
+
+
+def check_trt(case, macro, told):
+    """TensorRT-LLM: prompts whose beginning comes from below, among generation, chunks and reads."""
+    options, requests = case
+    assume(not options.get("disaggregated") or sum(options["transfer"].values()) > 0)
+    oracle = TrtCase(options, requests, None, 1e-9)
+    oracle.run(0)
+    roles = {"colocated": trt_settings(options)}
+    if options.get("disaggregated"):
+        roles = {"prefill": trt_settings(options), "decode": trt_settings(options, decode=True)}
+    cluster = policy_cluster(as_case(options, requests), "tensorrt-llm", roles, macro=macro, told=told)
+    run_with_caches(cluster, options, requests)
+    assert_equal(cluster, oracle.rows())
+    assert_empty(cluster)
+
+
+@st.composite
+def trt_loading_cases(draw, disaggregated=None):
+    options, requests = draw(trt_cases(disaggregated=disaggregated))
+    return draw(loads_of(options, requests))
+
+
+@some(120)
+@given(trt_loading_cases(), st.booleans(), st.booleans())
+def test_tensorrt_llm(case, macro, told):
+    check_trt(case, macro, told)
+
+
+@pytest.mark.slow
+@some(2000)
+@given(trt_loading_cases(), st.booleans(), st.booleans())
+def test_many_of_tensorrt_llm(case, macro, told):
+    check_trt(case, macro, told)
 
 
 @pytest.mark.slow

@@ -81,6 +81,8 @@ class TrtScheduler(Scheduler):
         for r in [r for r in self.reading if r in self.read_done]:
             if budget == 0 or len(self.running) == self.max_seqs:
                 break
+            if r.loaded:
+                continue
             self.reading.remove(r)
             self.read_done.remove(r)
             self._register(r, r.prompt)
@@ -89,6 +91,25 @@ class TrtScheduler(Scheduler):
             self.on_first(r)
             step.tokens[r] = 1
             budget -= 1
+        return self._begin_prefixed(step, budget)
+
+    def _begin_prefixed(self, step: Step, budget: int) -> int:
+        """Prompts whose beginning caches below have brought."""
+        for r in [r for r in self.reading if r in self.read_done and r.loaded]:
+            new = self._chunk(r.tokens - r.computed, budget)
+            if len(self.running) == self.max_seqs:
+                break
+            if new == 0:
+                continue
+            self.reading.remove(r)
+            self.read_done.remove(r)
+            self._register(r, r.computed)
+            self.first_cached.setdefault(r.index, r.computed)
+            r.state, r.loaded = State.RUNNING, False
+            self.running.append(r)
+            step.tokens[r] = new
+            self._register(r, r.computed + new)
+            budget -= new
         return budget
 
     def _whole(self, r: Request) -> int:
@@ -106,6 +127,19 @@ class TrtScheduler(Scheduler):
             needed = self.pool.blocks_for(r.tokens) if self.capacity == "MAX_UTILIZATION" else self._whole(r)
             if needed > room:
                 break
+            if r.outside > 0:
+                found = self.pool.longest_hit(self._prefixes(r)[: (r.prompt - 1) // self.pool.block_size])
+                if r.outside > len(found) * self.pool.block_size:
+                    free = len(self.pool.free)
+                    hits = self._take(r)
+                    whole = self.capacity != "MAX_UTILIZATION"
+                    room -= free - len(self.pool.free) + (needed - len(r.blocks) if whole else 0)
+                    self.waiting.remove(r)
+                    self.reading.append(r)
+                    r.outside, r.loaded, r.state = 0, True, State.READING
+                    r.computed = self.on_load(r, hits)
+                    continue
+                r.outside = 0
             alone = not self.chunking and r.output > 0 and not step.tokens and not r.to_read
             new = r.tokens if alone else self._chunk(r.tokens, budget)
             if r.to_read or new:

@@ -59,16 +59,22 @@ def plan_cache(
     )
 
 
+#: Engines that load from caches below, and the setting that turns their own prefix cache on.
+_PREFIX_CACHE = {"vllm-v1": "prefix_caching", "tensorrt-llm": "enable_block_reuse"}
+
+
 def _check(part: CachePart, workers: Sequence[WorkerPlan], place: str) -> None:
     if part.host is None and part.ssd is None and part.pool is None:
         raise TopologyError(f"{place}: no tier is given; allowed: host, ssd, pool")
     for worker in workers:
         if worker.role == "decode":
             continue
-        if worker.policy != "vllm-v1":
-            raise TopologyError(f"{place}: {worker.policy} engines cannot load from caches below; allowed: vllm-v1")
-        if not worker.settings["prefix_caching"]:
-            raise TopologyError(f"{place}: pool {worker.pool} has prefix_caching off, and would find nothing")
+        if worker.policy not in _PREFIX_CACHE:
+            loading = ", ".join(_PREFIX_CACHE)
+            raise TopologyError(f"{place}: {worker.policy} engines cannot load from caches below; allowed: {loading}")
+        setting = _PREFIX_CACHE[worker.policy]
+        if not worker.settings[setting]:
+            raise TopologyError(f"{place}: pool {worker.pool} has {setting} off, and would find nothing")
     sizes = sorted({worker.block_size for worker in workers})
     if len(sizes) > 1 or part.block_tokens % sizes[0]:
         found = ", ".join(map(str, sizes))
