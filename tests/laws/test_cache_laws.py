@@ -124,6 +124,9 @@ def traces(draw, sessions=True):
     )  # fmt: skip
 
 
+TRT = {"profile": "tensorrt-llm", "max_num_tokens": 256, "tokens_per_block": 16, "enable_chunked_prefill": True}
+
+
 def topology(roles, cache, blocks=64, **parts):
     pools = [
         {"name": role, "role": role, "workers": count, "step_time": AFFINE, "kv_blocks": blocks * (8 if role == "decode" else 1)}
@@ -146,11 +149,12 @@ CACHES = [
 COMMON = {"block_tokens": 64, "bytes_per_token": 100_000.0}
 
 
+@pytest.mark.parametrize("engine", [{}, {"engine": TRT}], ids=["vllm", "tensorrt-llm"])
 @pytest.mark.parametrize("roles", [{"colocated": 2}, {"prefill": 2, "decode": 1}], ids=str)
 @EASY
 @given(traces(), st.sampled_from(CACHES), st.booleans())
-def test_tokens_are_found_once_or_computed_and_capacity_holds(roles, trace, cache, macro):
-    plan = assemble(topology(roles, COMMON | cache))
+def test_tokens_are_found_once_or_computed_and_capacity_holds(roles, engine, trace, cache, macro):
+    plan = assemble(topology(roles, COMMON | cache, **engine))
     cluster = Cluster(plan, trace, Arrivals(), RunOptions(macro=macro))
     cluster.run()
     assert (cluster.state == COMPLETED).all()
@@ -210,8 +214,9 @@ def test_a_load_takes_what_its_bytes_take_and_spares_the_prefill():
     np.testing.assert_allclose(record.part_prefill_s[2:], 0.01 + 1e-4 * 64 + 1e-8 * 512, atol=1e-9)
 
 
+@pytest.mark.parametrize("engine", [{}, {"engine": TRT}], ids=["vllm", "tensorrt-llm"])
 @pytest.mark.parametrize("seed", [2, 3, 4])
-def test_more_cache_never_slows_the_mean_first_token(seed):
+def test_more_cache_never_slows_the_mean_first_token(seed, engine):
     """A tree of prompts, host memory from nothing to all: mean TTFT falls, but for noise of one per cent."""
     rng = np.random.default_rng(seed)
     families, blocks = rng.zipf(1.4, 200) % 24, rng.integers(2, 9, 200)
@@ -223,7 +228,7 @@ def test_more_cache_never_slows_the_mean_first_token(seed):
     )
     means = []
     for gib in (0.001, 0.1, 0.2, 0.4, 0.8, 1.6):
-        plan = assemble(topology({"colocated": 1}, COMMON | {"host": {**HOST, "gib": gib}}, blocks=140))
+        plan = assemble(topology({"colocated": 1}, COMMON | {"host": {**HOST, "gib": gib}}, blocks=140, **engine))
         record = run_plan(plan, trace, Arrivals()).record
         means.append(float((record.first_token_s - record.arrival_s).mean()))
     assert all(later <= 1.01 * before for before, later in itertools.pairwise(means))
