@@ -287,15 +287,19 @@ class Step:
         return Operator("experts", layers, time, kernel.origin(), shared=True)
 
     def _deepep(self, layers: int, *, low_latency: bool) -> Iterator[Operator]:
-        """Dispatch and combine. Inside one NVLink domain the measured table, where this GPU has one."""
+        """Dispatch and combine. Inside one NVLink domain the measured table, where this GPU has one.
+
+        A rank with more tokens than others sends them all: its exchange is its own, unless a micro-batch hides it.
+        """
         moe, ranks = self.model.moe, self.parallel.expert_gpus
         assert moe is not None
+        shared = low_latency or self.costs.experts.micro_batches > 1
         kernel = self.kernels.find("deepep_low_latency" if low_latency else "deepep_normal", "any", "any")
         for way in WAYS:
             found = ExpertExchange(self.gpu, ranks, self.model.hidden, moe, kernel, way, low_latency)
             table = self.kernels.find(f"expert_{way}", "deepep", "any")
             if found.nodes == 1 and not table.derived:
-                yield self._measured_exchange(layers, found, table)
+                yield replace(self._measured_exchange(layers, found, table), shared=shared)
                 continue
 
             def time(tokens: Floats, found: ExpertExchange = found) -> Time:
@@ -304,7 +308,7 @@ class Step:
             def busy(tokens: Floats, found: ExpertExchange = found) -> Floats:
                 return found.busy_seconds(self.local(tokens), self.expert_load(tokens))
 
-            yield Operator(f"expert {way}", layers, time, found.origin(), busy, shared=True)
+            yield Operator(f"expert {way}", layers, time, found.origin(), busy, shared=shared)
 
     def _measured_exchange(self, layers: int, found: ExpertExchange, table: Kernel) -> Operator:
         measured = collectives.ExpertExchange(self.gpu, found.ranks, self.model.hidden, found.moe, table, found.way)
@@ -317,7 +321,7 @@ class Step:
             result: Floats = time(tokens).seconds * lost
             return result
 
-        return Operator(f"expert {found.way}", layers, time, measured.origin(), busy, shared=True)
+        return Operator(f"expert {found.way}", layers, time, measured.origin(), busy)
 
     def _exchange(self, layers: int) -> Iterator[Operator]:
         """Tokens of all attention ranks to all experts and back."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from simulator.compiled import compiled
 from simulator.cost.table import chunk_attention_seconds
+from simulator.engine.launching import drawn_launch_s
 from simulator.engine.sglang.admission import (
     CONTINUE,
     NO_TOKEN,
@@ -203,8 +204,9 @@ def prompts_spread(e, chunks):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def first_use_s(e, past):  # type: ignore[no-untyped-def]
-    """Host seconds for kernels that the step being launched is the first to need; ``past``: tokens computed before."""
+def prompts_launch_s(e, tokens, past, seconds):  # type: ignore[no-untyped-def]
+    """Host seconds to launch the step being planned, which holds prompts and takes ``seconds`` on the GPU; ``past``:
+    tokens of them computed before. Kernels that it is the first to need are fetched or compiled meanwhile."""
     cold = 0.0
     if not e.warm_prompt:
         e.warm_prompt = True
@@ -212,4 +214,5 @@ def first_use_s(e, past):  # type: ignore[no-untyped-def]
     if past > 0 and not e.warm_past:
         e.warm_past = True
         cold += e.cost.cold_past_s
-    return cold
+    launching = drawn_launch_s(e, tokens)
+    return launching if cold == 0.0 else max(launching, seconds) + cold

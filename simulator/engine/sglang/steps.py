@@ -12,11 +12,11 @@ import numpy as np
 from simulator.compiled import compiled
 from simulator.cost.table import decode_step_seconds, mixed_step_seconds
 from simulator.engine.columns import MAX_SAMPLES
-from simulator.engine.launching import drawn_launch_s, start_batch
+from simulator.engine.launching import start_batch
 from simulator.engine.sglang.columns import RING
 from simulator.engine.sglang.decode import strike_done
 from simulator.engine.sglang.memory import checkpoint, pages_taken, release, settle_committed
-from simulator.engine.sglang.plan import first_use_s, plan_step, prompts_spread
+from simulator.engine.sglang.plan import plan_step, prompts_launch_s, prompts_spread
 from simulator.engine.sglang.remote import kv_is_here
 from simulator.engine.sglang.state import (
     DONE,
@@ -89,10 +89,7 @@ def schedule(e, now):  # type: ignore[no-untyped-def]
         else:
             prompts = prompts_spread(e, chunks)
             seconds = mixed_step_seconds(e.cost, singles, context, prompts, new, past, attention, finished)
-        launching = drawn_launch_s(e, singles + new) if chunks > 0 else 0.0
-        cold = first_use_s(e, past) if chunks > 0 else 0.0
-        if cold > 0.0:
-            launching = max(launching, seconds) + cold
+        launching = prompts_launch_s(e, singles + new, past, seconds) if chunks > 0 else 0.0
         start = launch(e, now, seconds, launching)
         if e.tell_chunks:
             date_chunks(e, news_before, start, e.gpu_free_s)
