@@ -246,16 +246,15 @@ def simulate(
     ``trace``: a path, the name of a shipped trace, a Trace, or a DataFrame with the native columns. ``topology``: a
     path, a shipped name, a mapping, or a Topology; ``overrides`` change it (``path.to.key=value``). ``slo``: targets,
     as ``"ttft=2s,tpot=50ms"`` or ``SLO(ttft_s=2)``. ``arrivals``: ``trace``, ``poisson:4``, ``gamma:4:2``,
-    ``closed:16`` or ``at-once``. ``warmup_s`` is simulated but not counted. ``faults``: a YAML file of what fails
-    (docs/faults.md). ``log_steps``: keep every batch,
-    for ``timeline``. ``limits``: stop after so much time or memory, with what was simulated by then. Same arguments,
+    ``closed:16`` or ``at-once``. ``warmup_s`` is simulated but not counted. ``faults``: a file of them (docs/faults.md).
+    ``log_steps``: keep every batch, for ``timeline``. ``limits``: stop after so much time or memory, with what was simulated by then. Same arguments,
     same result, to the byte (unless a limit is reached).
 
     Raises InputError (TraceError, TopologyError) for anything that cannot be used, before the clock starts.
     """
     options = {"slo": slo, "seed": seed, "arrivals": arrivals, "warmup_s": warmup_s, "overrides": overrides}
-    options["faults"] = faults
-    return next(each(trace, [topology], log_steps=log_steps, limits=limits, progress=progress, **options))  # type: ignore[arg-type]
+    options |= {"faults": faults, "log_steps": log_steps, "limits": limits, "progress": progress}
+    return next(each(trace, [topology], **options))  # type: ignore[arg-type]
 
 
 def compare(
@@ -278,8 +277,8 @@ def compare(
     if not topologies:
         raise InputError("compare: the list of topologies is empty; give one or more")
     options = {"slo": slo, "seed": seed, "arrivals": arrivals, "warmup_s": warmup_s, "overrides": overrides}
-    options["faults"] = faults
-    return Comparison(tuple(each(trace, topologies, log_steps=log_steps, limits=limits, progress=progress, **options)))  # type: ignore[arg-type]
+    options |= {"faults": faults, "log_steps": log_steps, "limits": limits, "progress": progress}
+    return Comparison(tuple(each(trace, topologies, **options)))  # type: ignore[arg-type]
 
 
 def each(
@@ -306,8 +305,7 @@ def each(
     _check_plain(seed, warmup_s)
     how = arrivals if isinstance(arrivals, Arrivals) else parse_arrivals(arrivals, "arrivals")
     loaded = [load_topology(_plain_path(topology), overrides) for topology in topologies]
-    if faults is not None:
-        loaded = [with_faults(topology, faults) for topology in loaded]
+    loaded = [topology if faults is None else with_faults(topology, faults) for topology in loaded]
     names = distinct_names([topology.name for topology in loaded])
     loaded = [t if t.name == n else load_topology(t, name=n) for t, n in zip(loaded, names, strict=True)]
     plans = [assemble(topology) for topology in loaded]
