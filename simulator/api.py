@@ -246,15 +246,21 @@ def simulate(
     ``trace``: a path, the name of a shipped trace, a Trace, or a DataFrame with the native columns. ``topology``: a
     path, a shipped name, a mapping, or a Topology; ``overrides`` change it (``path.to.key=value``). ``slo``: targets,
     as ``"ttft=2s,tpot=50ms"`` or ``SLO(ttft_s=2)``. ``arrivals``: ``trace``, ``poisson:4``, ``gamma:4:2``,
-    ``closed:16`` or ``at-once``. ``warmup_s`` is simulated but not counted. ``faults``: a file of them (docs/faults.md).
-    ``log_steps``: keep every batch, for ``timeline``. ``limits``: stop after so much time or memory, with what was simulated by then. Same arguments,
-    same result, to the byte (unless a limit is reached).
+    ``closed:16`` or ``at-once``. ``warmup_s`` is simulated, not counted. ``faults``: a file of them (docs/faults.md).
+    ``log_steps``: keep every batch, for ``timeline``. ``limits``: stop after so much time or memory, with what was
+    simulated by then. Same arguments, same result, to the byte (unless a limit is reached).
 
     Raises InputError (TraceError, TopologyError) for anything that cannot be used, before the clock starts.
     """
-    options = {"slo": slo, "seed": seed, "arrivals": arrivals, "warmup_s": warmup_s, "overrides": overrides}
-    options |= {"faults": faults, "log_steps": log_steps, "limits": limits, "progress": progress}
-    return next(each(trace, [topology], **options))  # type: ignore[arg-type]
+    options: dict[str, Any] = {"slo": slo, "seed": seed, "arrivals": arrivals, "warmup_s": warmup_s}
+    options |= {
+        "overrides": overrides,
+        "faults": faults,
+        "log_steps": log_steps,
+        "limits": limits,
+        "progress": progress,
+    }
+    return next(each(trace, [topology], **options))
 
 
 def compare(
@@ -276,8 +282,14 @@ def compare(
         raise InputError("compare: topologies is a list; write compare(trace, [one, another])")
     if not topologies:
         raise InputError("compare: the list of topologies is empty; give one or more")
-    options = {"slo": slo, "seed": seed, "arrivals": arrivals, "warmup_s": warmup_s, "overrides": overrides}
-    options |= {"faults": faults, "log_steps": log_steps, "limits": limits, "progress": progress}
+    options: dict[str, Any] = {"slo": slo, "seed": seed, "arrivals": arrivals, "warmup_s": warmup_s}
+    options |= {
+        "overrides": overrides,
+        "faults": faults,
+        "log_steps": log_steps,
+        "limits": limits,
+        "progress": progress,
+    }
     return Comparison(tuple(each(trace, topologies, **options)))  # type: ignore[arg-type]
 
 
