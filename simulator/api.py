@@ -253,14 +253,8 @@ def simulate(
     Raises InputError (TraceError, TopologyError) for anything that cannot be used, before the clock starts.
     """
     options: dict[str, Any] = {"slo": slo, "seed": seed, "arrivals": arrivals, "warmup_s": warmup_s}
-    options |= {
-        "overrides": overrides,
-        "faults": faults,
-        "log_steps": log_steps,
-        "limits": limits,
-        "progress": progress,
-    }
-    return next(each(trace, [topology], **options))
+    options |= {"overrides": overrides, "faults": faults, "log_steps": log_steps, "limits": limits}
+    return next(each(trace, [topology], progress=progress, **options))
 
 
 def compare(
@@ -283,14 +277,8 @@ def compare(
     if not topologies:
         raise InputError("compare: the list of topologies is empty; give one or more")
     options: dict[str, Any] = {"slo": slo, "seed": seed, "arrivals": arrivals, "warmup_s": warmup_s}
-    options |= {
-        "overrides": overrides,
-        "faults": faults,
-        "log_steps": log_steps,
-        "limits": limits,
-        "progress": progress,
-    }
-    return Comparison(tuple(each(trace, topologies, **options)))  # type: ignore[arg-type]
+    options |= {"overrides": overrides, "faults": faults, "log_steps": log_steps, "limits": limits}
+    return Comparison(tuple(each(trace, topologies, progress=progress, **options)))
 
 
 def each(
