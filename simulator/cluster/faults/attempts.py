@@ -39,7 +39,9 @@ class Attempts:
     def keep_first(self, row: int) -> None:
         """The client has a first token: its way is told by this attempt, whatever comes later."""
         if row not in self._first:
-            columns = [getattr(self._desk, name) for name in DESK_FIELDS if name != "last_token_s"]
+            columns = [
+                getattr(self._desk, name) for name in DESK_FIELDS if name not in ("last_token_s", "cached_tokens")
+            ]
             columns += [column for name, column in vars(self._moved).items() if not name.endswith("_slot")]
             columns += [] if self._loads is None else [self._loads.start_s, self._loads.end_s]
             self._first[row] = [(column, column[row]) for column in columns]
