@@ -55,6 +55,7 @@ class Engine:
     after_s: float
     memory: MemorySum | None
     warnings: tuple[str, ...]
+    frontend_prompt_token_s: float = 0.0
     frontend_request_s: float = 0.0
     frontend_token_s: float = 0.0
 
@@ -230,6 +231,7 @@ def _with_costs(engine: Engine, topology: Topology, pool: PoolPart) -> Engine:
         step_cost=cost,
         before_s=before,
         after_s=after,
+        frontend_prompt_token_s=costs.frontend_prompt_token_s,
         frontend_request_s=costs.frontend_request_s,
         frontend_token_s=costs.frontend_token_s,
     )

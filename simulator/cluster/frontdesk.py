@@ -14,13 +14,12 @@ MOST_FOR_TOKENS = 0.95
 class FrontDesk:
     """When a request leaves the front end for its engine.
 
-    ``before_s``: what the way takes without waiting. ``request_s``, ``token_s``: the front end's own work for a request
+    ``request_s``, ``token_s``: the front end's own work for a request
     and for a token sent to a client. It is one process: tokens go first, requests share what time is left, in the
     order in which they come. ``tokens``: how many have been sent so far.
     """
 
-    def __init__(self, before_s: float, request_s: float, token_s: float, tokens: Callable[[], int]) -> None:
-        self.before_s = before_s
+    def __init__(self, request_s: float, token_s: float, tokens: Callable[[], int]) -> None:
         self._request_s, self._token_s, self._tokens = request_s, token_s, tokens
         self._seen_s, self._seen_tokens = 0.0, 0
         self._backlog_s = 0.0  # work for requests that have come, not yet done
@@ -31,13 +30,13 @@ class FrontDesk:
         """Whether requests can wait for one another here."""
         return self._request_s > 0.0
 
-    def leaves_s(self, now: float) -> float:
-        """A request comes in at ``now``: when it reaches its engine."""
+    def leaves_s(self, now: float, before_s: float) -> float:
+        """A request comes in at ``now``, and takes ``before_s`` without waiting: when it reaches its engine."""
         if not self.queues:
-            return now + self.before_s
+            return now + before_s
         self._look(now)
         self._backlog_s += self._request_s
-        return now + self.before_s + (self._backlog_s - self._request_s) / (1.0 - self._share)
+        return now + before_s + (self._backlog_s - self._request_s) / (1.0 - self._share)
 
     def _look(self, now: float) -> None:
         passed = now - self._seen_s

@@ -46,6 +46,7 @@ class WorkerPlan:
     step_cost: StepCostTable
     frontend_before_s: float
     frontend_after_s: float
+    frontend_prompt_token_s: float = 0.0
     frontend_request_s: float = 0.0
     frontend_token_s: float = 0.0
     node: int = -1

@@ -79,7 +79,7 @@ class Cluster:
         self.handover = self._handover()
         self._check_fit()
         self._sent = 0
-        self.desk_in = FrontDesk(self.entry_before_s, *self._entry_work(), self._tokens_sent)
+        self.desk_in = FrontDesk(*self._entry_work(), self._tokens_sent)
         moments, first = self._first_arrivals()
         self.source = LoadSource(self.clock, *((moments, first) if not self.desk_in.queues else ([], [])), self.enter)
         if self.desk_in.queues:
@@ -218,7 +218,7 @@ class Cluster:
         self.arrival_s[row] = now
         if self.clients is not None:
             self.clients.sent(row, now)
-        self.source.add(row, self.desk_in.leaves_s(now))
+        self.source.add(row, self.desk_in.leaves_s(now, float(self.entry_before_s[row])))
 
     def _tokens_sent(self) -> int:
         """Output tokens of all engines so far."""
@@ -237,7 +237,11 @@ class Cluster:
             self._queue = rows[self._clients :][::-1].tolist()
             rows = rows[: self._clients]
             self.arrival_s[rows] = 0.0
-        moments = self.arrival_s[rows] + (0.0 if self.desk_in.queues else self.entry_before_s)
+        moments = self.arrival_s[rows]
+        if not self.desk_in.queues:
+            moments = moments + self.entry_before_s[rows]
+            order = np.argsort(moments, kind="stable")  # a long prompt may be overtaken by short ones
+            moments, rows = moments[order], rows[order]
         return moments.tolist(), rows.tolist()
 
     @property
@@ -291,7 +295,8 @@ class Cluster:
 
     def _handover(self) -> Handover | None:
         entry = next(w for w in self.plan.workers if w.role != "decode")
-        self.entry_before_s = entry.frontend_before_s
+        tokens = self.trace.input_tokens.astype(np.float64)
+        self.entry_before_s = entry.frontend_before_s + entry.frontend_prompt_token_s * tokens
         transfer = self.plan.transfer
         if not self.plan.topology.disaggregated or transfer is None:
             return None

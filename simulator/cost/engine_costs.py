@@ -59,6 +59,7 @@ class CostsFile(Schema):
     eager_mla_layer_s: HostSeconds = 0.0
     frontend_s: HostSeconds
     detokenise_s: HostSeconds
+    frontend_prompt_token_s: HostSeconds = 0.0
     frontend_request_s: HostSeconds = 0.0
     frontend_token_s: HostSeconds = 0.0
     cold_prompt_s: ColdSeconds = 0.0
@@ -66,6 +67,8 @@ class CostsFile(Schema):
     decode_graph_sizes: tuple[int, ...] = ()
     fused_quantisation: bool = False
     fused_norm_all_reduce: bool = False
+    fused_norm_bytes: float = Field(ge=0, le=1e12, default=0.0)
+    rope_in_attention: bool = False
     all_reduce: str
     expert_all_to_all: Literal["all_gather", "deepep"] = "all_gather"
     shared_experts: Literal["apart", "beside"] = "apart"
@@ -91,12 +94,15 @@ class EngineCosts:
     with prefill tokens is launched while the one before it runs, whose tokens are handed out only afterwards, and
     ``mixed_step_s`` is what goes by before its first kernel; without, launching is a floor under the step's own time.
     ``launch_jitter``: share of such a launch that is exponentially distributed. ``frontend_s``: per request before it
-    is first scheduled; ``detokenise_s``: from a token's step to the client. ``frontend_request_s``,
+    is first scheduled, and ``frontend_prompt_token_s`` for each token of its prompt (parsing, tokenising, passing on);
+    ``detokenise_s``: from a token's step to the client. ``frontend_request_s``,
     ``frontend_token_s``: of these, the work of one process for a request and for a token, which others wait for.
     ``decode_graph_sizes``: batch sizes a pure decode step is padded to. ``fused_quantisation``: activations are
     quantised inside the kernel before, not by a pass of their own (but for fp8_block, which always has one).
-    ``fused_norm_all_reduce``: the norm after an all-reduce is part of it. ``all_reduce``: whose all-reduce it runs
-    (rows of the collective tables). ``expert_all_to_all``: all_gather, deepep. ``routing``: balanced or skewed (power
+    ``fused_norm_all_reduce``: the norm after an all-reduce is part of it, for messages of ``fused_norm_bytes`` at most
+    (twice that between two GPUs; 0: of any size). ``rope_in_attention``: rotary embedding and KV write are part of the
+    attention kernel, and in its table rows. ``all_reduce``: whose all-reduce it runs (rows of the collective
+    tables). ``expert_all_to_all``: all_gather, deepep. ``routing``: balanced or skewed (power
     law 1.2), rows of the expert tables, or by_groups: skewed for models whose router chooses among groups of experts.
     ``decode_routing``: identical where all decoding sequences choose the same experts, as they do when random weights
     make them repeat one token. ``shared_experts``: beside where a decode step computes them next to the routed ones
@@ -134,8 +140,11 @@ class EngineCosts:
     routing: str
     decode_routing: str
     experts: ExpertParallelism = field(default_factory=ExpertParallelism)
+    frontend_prompt_token_s: float = 0.0
     frontend_request_s: float = 0.0
     frontend_token_s: float = 0.0
+    fused_norm_bytes: float = 0.0
+    rope_in_attention: bool = False
     expert_kernels: str = ""
     expert_routing_s: float = 0.0
     shared_experts: str = "apart"

@@ -130,8 +130,19 @@ class Step:
     # -- layers ----------------------------------------------------------------------------------------------------
 
     def _norms(self, name: str, launches: float) -> Operator:
-        fused = self.costs.fused_norm_all_reduce and self.parallel.tp > 1
-        return self.stream(name, 0.0 if fused else launches, 4 * self.model.hidden * BF16)
+        """Norms after an all-reduce cost nothing where they are part of it: messages small enough for its buffers."""
+        whole = self.stream(name, launches, 4 * self.model.hidden * BF16)
+        if not self.costs.fused_norm_all_reduce or self.parallel.tp == 1:
+            return whole
+        most = self.costs.fused_norm_bytes * (2.0 if self.parallel.tp == 2 else 1.0)
+        if most == 0.0:
+            return replace(whole, launches=0.0)
+
+        def time(tokens: Floats) -> Time:
+            apart = collectives.message_bytes(self.local(tokens), self.model.hidden) > most
+            return whole.time(tokens).scaled(np.where(apart, 1.0, 0.0))
+
+        return Operator(name, launches, time, whole.origin)
 
     def _attention_operators(self) -> Iterator[Operator]:
         m, tp, layers = self.model, self.parallel.tp, self.model.layers
@@ -140,9 +151,11 @@ class Step:
         if m.mla is None:
             q, kv = share(m.q_heads, tp) * m.head_dim, m.kv_heads_per_rank(tp) * m.head_dim
             yield self.gemm("qkv projection", layers, q + 2 * kv, m.hidden, formats)
-            passes = 2 if m.details.qk_norm else 1
+            inside = self.costs.rope_in_attention
+            # a norm of q and k has to come before: with it, rotary embedding is one pass more, or part of that one
+            passes = (2 if m.details.qk_norm else 1) - inside
             yield self.stream("rotary embedding", passes * layers, 2 * (q + kv) * BF16)
-            yield self.stream("KV cache write", layers, 4 * kv * BF16)
+            yield self.stream("KV cache write", 0 if inside else layers, 4 * kv * BF16)
             yield self.gemm("output projection", layers, m.hidden, q, formats)
         else:
             yield from self.mla_operators()
@@ -163,8 +176,9 @@ class Step:
         else:
             yield self.gemm("q and kv projection", layers, q_out + latent, m.hidden, formats)
             yield self.stream("latent norms", layers, 2 * latent * BF16)
-        yield self.stream("rotary embedding", layers, 2 * (q_out + latent) * BF16)
-        yield self.stream("KV cache write", layers, 2 * latent * BF16)
+        apart = 0 if self.costs.rope_in_attention else layers
+        yield self.stream("rotary embedding", apart, 2 * (q_out + latent) * BF16)
+        yield self.stream("KV cache write", apart, 2 * latent * BF16)
         # decode absorbs the expansion of K into q and that of V into the output: the same weights and FLOP a token
         expanded = heads * (mla.nope_dim + mla.v_dim)
         yield self.gemm("kv expansion or absorption", layers, expanded, mla.kv_rank, PLAIN)

@@ -322,7 +322,7 @@ def _operator_lines(step: Step, operators: Sequence[Operator], tokens: float, mo
     parts = step.costs.experts.micro_batches if step.deepep else 1
     count = np.array([tokens])
     part = float((np.ceil(step.local(count) / parts) * step.parallel.dp)[0]) if parts > 1 else tokens
-    lines = [_line(op, part, parts) for op in operators]
+    lines = [line for line in (_line(op, part, parts) for op in operators) if line.seconds > 0]  # fused: nothing
     if parts == 1:
         return lines
     work, beside = _shared(step, operators, count)

@@ -32,7 +32,7 @@ def plan_stage(e, now):  # type: ignore[no-untyped-def]
     settle_last_tokens(e)
     swapped, work = swap_in(e, work, now)
     if swapped == 0 or e.running_count == 0:
-        _, work = begin_loaded(e, e.token_budget - decodes, work, now)
+        _, work = begin_loaded(e, e.token_budget - decodes, work, now, e.max_num_seqs)
     return work, decodes
 
 

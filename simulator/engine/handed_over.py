@@ -58,10 +58,11 @@ def ask_for_prefix(e, s, position, needed, now):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def begin_loaded(e, budget, work, now):  # type: ignore[no-untyped-def]
-    """Requests whose KV is there, in the order in which it was asked for: their next token is an ordinary decode."""
+def begin_loaded(e, budget, work, now, most):  # type: ignore[no-untyped-def]
+    """Requests whose KV is there, in the order in which it was asked for, as long as fewer than ``most`` run: their
+    next token is an ordinary decode."""
     i = 0
-    while i < e.holding_count and budget > 0 and e.running_count < e.max_num_seqs:
+    while i < e.holding_count and budget > 0 and e.running_count < most:
         s = e.holding[i]
         if e.remote[s] != 2 or e.outside[s] > 0:
             i += 1

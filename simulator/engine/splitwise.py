@@ -52,7 +52,7 @@ def plan_once(e, now):  # type: ignore[no-untyped-def]
             e.computed[s] = 0
             admit(e, s, now)
             work = compute_chunk(e, s, e.prompt[s] + e.received[s], work)
-        _, work = begin_loaded(e, e.max_num_seqs, work, now)
+        _, work = begin_loaded(e, e.max_num_seqs, work, now, e.max_num_seqs)
         ask_while_memory_lasts(e, now)
     return work, decodes
 

@@ -17,7 +17,7 @@ from simulator.engine.handed_over import ask_for_kv, ask_for_prefix, begin_loade
 from simulator.engine.queues import leave_holding, leave_waiting
 from simulator.engine.rules import MAX_UTILIZATION, STATIC_BATCH
 from simulator.engine.speculative_plans import decode_drafts
-from simulator.engine.state import PREFILL, PREFILLING
+from simulator.engine.state import LEAVING, PREFILL, PREFILLING
 from simulator.engine.vllm import admit, compute_chunk, count_hits, decode_all, log_decodes, settle_last_tokens
 
 
@@ -46,8 +46,9 @@ def plan_in_flight(e, now):  # type: ignore[no-untyped-def]
     if e.partials > 0:
         budget, work = continue_prompts(e, budget, work)
     if e.preempted == preempted_before:
-        budget, work = begin_loaded(e, budget, work, now)
-        budget, work = begin_prefixed(e, budget, work, now)
+        most = e.max_num_seqs + seats_given_up(e)
+        budget, work = begin_loaded(e, budget, work, now, most)
+        budget, work = begin_prefixed(e, budget, work, now, most)
         if may_start and not company_is_missing(e, budget, work[0]):
             work = start_prompts(e, budget, work, now)
     return work, decodes
@@ -105,10 +106,29 @@ def rank_budgets(e, budget):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def seats_given_up(e):  # type: ignore[no-untyped-def]
+    """Requests whose last token is on its way: they are in no further batch, so others may have their places (with
+    drafts that is not known before the token is there)."""
+    found = 0
+    if e.rules.drafts == 0:
+        for b in range(e.completed, e.planned):
+            for i in range(e.batch_leaving[b % RING]):
+                s = e.leaving[b % RING, i]
+                found += e.status[s] == LEAVING and e.stale_batch[s] != b
+    return found
+
+
+@compiled
+def free_seats(e):  # type: ignore[no-untyped-def]
+    """Requests that may still join."""
+    return e.max_num_seqs + seats_given_up(e) - e.running_count - e.holding_count
+
+
+@compiled
 def startable(e, budget, starting):  # type: ignore[no-untyped-def]
     """Prompt tokens of the waiting requests that could start in this step; counts them by rank into ``starting``."""
     left = rank_budgets(e, budget)
-    tokens, kept, seats = 0, 0, e.max_num_seqs - e.running_count - e.holding_count
+    tokens, kept, seats = 0, 0, free_seats(e)
     for i in range(e.waiting_count):
         s = e.waiting[(e.waiting_head + i) % e.waiting.size]
         kept += blocks_to_start(e, s)
@@ -176,9 +196,9 @@ def start_prompts(e, budget, work, now):  # type: ignore[no-untyped-def]
     Where prompts may be cut, one whose next chunk would not fill a block lets shorter ones pass, but the blocks it
     needs are kept free in this step. Tokens found in the cache count against the budget all the same.
     """
-    kept, position = 0, 0
+    kept, position, seats = 0, 0, free_seats(e)
     left = rank_budgets(e, budget)
-    while position < e.waiting_count and budget > 0 and e.running_count + e.holding_count < e.max_num_seqs:
+    while position < e.waiting_count and budget > 0 and seats > 0:
         s = e.waiting[(e.waiting_head + position) % e.waiting.size]
         needed = blocks_to_start(e, s)
         if needed > e.pool.free - e.promised - kept:
@@ -186,8 +206,10 @@ def start_prompts(e, budget, work, now):  # type: ignore[no-untyped-def]
         if e.remote[s] == 1 and e.outside[s] == 0:
             leave_waiting(e, position)
             ask_for_kv(e, s, needed, now)
+            seats -= 1
             continue
         if e.remote[s] == 1 and ask_for_prefix(e, s, position, needed, now):
+            seats -= 1
             continue
         known = e.prompt[s] + e.received[s]
         tokens = chunk_of(e, known, left[e.rank[s]])
@@ -203,6 +225,7 @@ def start_prompts(e, budget, work, now):  # type: ignore[no-untyped-def]
             position += 1
             continue
         leave_waiting(e, position)
+        seats -= 1
         budget = max(budget - tokens, 0)
         left[e.rank[s]] = max(left[e.rank[s]] - tokens, 0)
         work = start_prompt(e, s, tokens, needed, work, now)
@@ -210,10 +233,11 @@ def start_prompts(e, budget, work, now):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def begin_prefixed(e, budget, work, now):  # type: ignore[no-untyped-def]
-    """Prompts whose beginning has been loaded from caches below: the rest is computed, as far as the budget reaches."""
+def begin_prefixed(e, budget, work, now, most):  # type: ignore[no-untyped-def]
+    """Prompts whose beginning has been loaded from caches below, as long as fewer than ``most`` run: the rest is
+    computed, as far as the budget reaches."""
     i = 0
-    while i < e.holding_count and budget > 0 and e.running_count < e.max_num_seqs:
+    while i < e.holding_count and budget > 0 and e.running_count < most:
         s = e.holding[i]
         tokens = chunk_of(e, e.prompt[s] - e.computed[s], budget) if e.outside[s] > 0 and e.remote[s] == 2 else 0
         if tokens == 0:

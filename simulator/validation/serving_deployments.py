@@ -88,7 +88,7 @@ def expert_backend(point: Point, role: str) -> str:
     if point.origin != "inferencex":
         return "AUTO"
     if point.model == "gpt-oss-120b":
-        return "TRITON" if point.system == "h200_sxm" else "AUTO"
+        return "TRITON" if point.system == "h200_sxm" else "TRTLLM"
     if point.model != "deepseek-v3":
         return "AUTO"
     if point.system in ("h100_sxm", "h200_sxm"):
@@ -149,6 +149,18 @@ def trtllm_slots(point: Point) -> int:
     """
     spare = point.precision == "unstated" and point.version.startswith("1.0.0rc3")
     return max(point.concurrency - 1, 1) if spare else point.concurrency
+
+
+#: Tokens of a step of NVIDIA's own runs of TensorRT-LLM 1.0.0rc3, unless one prompt and a token for each client are
+#: more: two prompts of 1,024 tokens never shared a step. Their TTFT is in proportion to the prompt from 1,024 to 4,096
+#: tokens, and is three of the steps that their throughput at two answer lengths implies. Inferred from the runs, not
+#: published (the generator's rules of 2026 leave room for 1,500 tokens beside a prompt).
+ONE_PROMPT_TOKENS = 2048
+
+
+def serves_one_prompt(point: Point) -> bool:
+    """Whether a run is one of those of ``ONE_PROMPT_TOKENS``."""
+    return point.mode == "agg" and point.origin != "inferencex" and point.version.startswith("1.0.0rc3")
 
 
 def has_piecewise_graphs(point: Point) -> bool:

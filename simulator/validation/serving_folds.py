@@ -22,6 +22,7 @@ from simulator.validation.serving_runs import Outcome
 #: Keys of an engine profile's costs that were fitted to serving runs.
 FITTED = (
     "frontend_s",
+    "frontend_prompt_token_s",
     "frontend_request_s",
     "frontend_token_s",
     "step_gap_s",

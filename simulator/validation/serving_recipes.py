@@ -17,6 +17,7 @@ from simulator.models.precision import Precision
 from simulator.validation.serving_deployments import (
     CONTEXT_TOKENS,
     FIRST_SCRIPT_TOKENS,
+    ONE_PROMPT_TOKENS,
     decode_slots,
     draft_tokens,
     expert_backend,
@@ -25,6 +26,7 @@ from simulator.validation.serving_deployments import (
     is_deepseek_on_trtllm,
     is_first_fp4_script,
     sequences_at_once,
+    serves_one_prompt,
     sglang_pool,
     trtllm_slots,
 )
@@ -129,7 +131,7 @@ def _kv_cache(point: Point) -> str:
         llama = point.model.startswith("llama")
         return "fp8" if llama and point.system != "h100_sxm" else "bf16"
     if point.model == "gpt-oss-120b":
-        return "bf16"
+        return "fp8" if point.backend == "trtllm" and point.system == "b200_sxm" else "bf16"
     if point.backend == "sglang":
         return "fp8" if point.system in ("b200_sxm", "gb200") else "bf16"
     return "fp8"
@@ -192,6 +194,8 @@ def _trtllm(point: Point, role: str) -> dict[str, Any]:
     longest = _longest_prompt(point)
     if point.origin != "inferencex":
         tokens = max(_generated_tokens(point, role), 1)
+        if serves_one_prompt(point):
+            tokens = max(point.concurrency + longest, ONE_PROMPT_TOKENS)
         least = tokens if role == "decode" else max(tokens, longest)
         return found | {"max_batch_size": trtllm_slots(point), "max_num_tokens": least}
     if point.mode == "disagg":

@@ -54,14 +54,22 @@ class TrtScheduler(Scheduler):
         while i < len(self.running):
             r = self.running[i]
             i += 1
-            last_on_its_way = r.unwritten > 0 and r.computed + 2 - r.unwritten >= r.prompt + r.max_output
-            if r.prefilling or last_on_its_way:
+            if r.prefilling or self._is_leaving(r):
                 continue
             if not self._make_room(r, 1, step):
                 assert self.capacity == "MAX_UTILIZATION"
                 break
             step.tokens[r] = 1
             step.decoding.add(r)
+
+    @staticmethod
+    def _is_leaving(r: Request) -> bool:
+        """Whether its last token is on its way."""
+        return r.unwritten > 0 and r.computed + 2 - r.unwritten >= r.prompt + r.max_output
+
+    def _taken(self, step: Step) -> int:
+        """Places taken: a request whose last token came into an earlier batch needs none."""
+        return sum(r in step.tokens or r.prefilling or not self._is_leaving(r) for r in self.running)
 
     def _chunk(self, tokens: int, budget: int) -> int:
         if tokens <= budget:
@@ -79,7 +87,7 @@ class TrtScheduler(Scheduler):
 
     def _begin_loaded(self, step: Step, budget: int) -> int:
         for r in [r for r in self.reading if r in self.read_done]:
-            if budget == 0 or len(self.running) == self.max_seqs:
+            if budget == 0 or self._taken(step) == self.max_seqs:
                 break
             if r.loaded:
                 continue
@@ -122,7 +130,7 @@ class TrtScheduler(Scheduler):
         if self.capacity != "MAX_UTILIZATION":
             room -= sum(self._whole(r) - len(r.blocks) for r in [*self.running, *self.reading])
         for r in list(self.waiting):
-            if budget == 0 or len(self.running) + len(self.reading) == self.max_seqs:
+            if budget == 0 or self._taken(step) + len(self.reading) >= self.max_seqs:
                 break
             needed = self.pool.blocks_for(r.tokens) if self.capacity == "MAX_UTILIZATION" else self._whole(r)
             if needed > room:

@@ -113,10 +113,33 @@ def test_a_window_bounds_decode_attention() -> None:
 def test_tensor_parallel_ranks_add_all_reduces_and_data_parallel_ones_an_exchange() -> None:
     names = {op.name for op in step_of(CASES[1]).token_operators}
     assert {"all-reduce after attention", "all-reduce after feed-forward"} <= names
-    assert "attention norm" not in names  # fused into the all-reduce before it
     spread = {op.name for op in step_of(CASES[3]).token_operators}
     assert {"all-gather to experts", "reduce-scatter from experts"} <= spread
     assert "handover to the next stage" in {op.name for op in step_of(CASES[5]).token_operators}
+
+
+@pytest.mark.parametrize(("ranks", "megabytes"), [(2, 16), (4, 8)])
+def test_a_norm_is_part_of_the_all_reduce_before_it_as_far_as_the_buffers_reach(ranks: int, megabytes: int) -> None:
+    case = ("llama-3.1-70b", "h200_sxm", Precision("fp8"), Parallel(tp=ranks), "tensorrt-llm")
+    step = step_of(case)
+    norm = next(op for op in step.token_operators if op.name == "attention norm")
+    last = megabytes * 10**6 // (step.model.hidden * 2)
+    within, beyond = norm.total(np.array([float(last), float(last + 1)])).seconds
+    assert within == 0.0 and beyond > 80 * 10e-6
+    whole = step_of((*case[:4], "tensorrt-llm-1.0"))
+    assert next(op for op in whole.token_operators if op.name == "attention norm").total(np.array([1.0])).seconds[0] > 0
+    args = (step.model, step.gpu, step.precision, step.parallel, step.costs)
+    names = [line.operator for line in explain_step(*args, decode=(8, 8000.0))]
+    assert "attention norm" not in names
+
+
+def test_attention_that_rotates_leaves_no_pass_for_it_but_one_for_norms_of_q_and_k() -> None:
+    for model, passes in (("llama-3.1-8b", 0), ("qwen3-32b", 64)):
+        step = step_of((model, "h100_sxm", Precision("bf16"), Parallel(), "tensorrt-llm"))
+        launches = {op.name: op.launches for op in step.token_operators}
+        assert launches.get("rotary embedding", 0) == passes and launches.get("KV cache write", 0) == 0
+    apart = step_of(("llama-3.1-8b", "h100_sxm", Precision("bf16"), Parallel(), "vllm-0.25"))
+    assert {op.name: op.launches for op in apart.token_operators}["KV cache write"] == 32
 
 
 def test_attention_ranks_share_sequences_and_experts_see_all_tokens() -> None:

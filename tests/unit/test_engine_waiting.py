@@ -142,3 +142,15 @@ def test_decode_engines_too_fetch_requests_every_so_many_steps() -> None:
 
     assert asked(1)[0] == asked(10)[0] == pytest.approx(0.0)
     assert asked(1)[1] < 5.0 < asked(10)[1] < 13.0
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_place_is_free_once_its_last_token_is_on_the_way(overlap: bool) -> None:
+    """The first request's last token comes at 60 s. Planned ahead, the batch after it is laid out at 59 s."""
+    own = TRT | {"max_batch_size": 2, "overlap_scheduler": overlap}
+    times = first_tokens("tensorrt-llm", own, [(0.0, 10), (5.5, 10), (20.0, 10)])
+    assert times[0] == 1.0 and times[2] == 61.0
+    drafting = own | {"num_speculative_tokens": 1, "speculative_acceptance": 0.0, "speculative_acceptance_decay": 1.0}
+    drafting |= {"speculative_draft_cost": 0.0, "speculative_seed": 0}
+    later = first_tokens("tensorrt-llm", drafting, [(0.0, 10), (5.5, 10), (20.0, 10)])
+    assert later[2] == (62.0 if overlap else 61.0)  # with drafts nobody knows which token is the last

@@ -50,7 +50,7 @@ class Rooms:
     transfers: Transfers | None
     choose_decode: Callable[[int, float], Worker]
     fail: Callable[[int, float, str], None]
-    entry_before_s: float
+    entry_before_s: NDArray[np.float64]
     decode_before_s: float
     let_go: Callable[[int, float], None] = lambda row, now: None
     timeout_s: float | None = None
@@ -286,7 +286,7 @@ class Handover:
         numbers = route.wire_bytes(blocks) / max(blocks * size, 1) * 8.0 / rooms.plan.kv_bits
         context = Context(blocks * size, numbers, partial(prompt_seconds, engine.spec.cost))
         speed = network.paths[places].alone_bytes_per_s(network.links)
-        arrived = float(self.columns.entered_s[row]) - rooms.entry_before_s
+        arrived = float(self.columns.entered_s[row]) - float(rooms.entry_before_s[row])
         return Streamer(ladder, context, speed, arrived + ladder.deadline_s)
 
     def _next_chunk(

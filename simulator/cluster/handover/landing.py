@@ -105,7 +105,7 @@ class LayerwiseToHost(Landing, Layerwise):
         self.choose(row, now)
 
     def told_s(self, row: int) -> float:
-        return float(self.columns.entered_s[row]) - self.rooms.entry_before_s
+        return float(self.columns.entered_s[row]) - float(self.rooms.entry_before_s[row])
 
     def begin_whole(self, row: int, now: float) -> None:
         self.choose(row, now)

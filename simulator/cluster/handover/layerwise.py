@@ -40,7 +40,7 @@ class Layerwise(Streaming):
 
     def find_room(self, row: int, now: float) -> None:
         """Ask for memory; the decode engine's front end has run while the prompt waited, or goes on."""
-        later = max(0.0, self.rooms.decode_before_s - self.rooms.entry_before_s)
+        later = max(0.0, self.rooms.decode_before_s - float(self.rooms.entry_before_s[row]))
         ready = float(self.columns.entered_s[row]) + later
         if ready > now:
             self.choose(row, now)

@@ -18,7 +18,7 @@ class Push(Streaming):
     """Chunk by chunk, written by the prefill engine."""
 
     def begin(self, row: int, source: Worker, now: float) -> None:
-        later = max(0.0, self.rooms.decode_before_s - self.rooms.entry_before_s)
+        later = max(0.0, self.rooms.decode_before_s - float(self.rooms.entry_before_s[row]))
         self.columns.host_before_s[row] = later
         if later > 0:
             self.later(row, now + later, partial(self.ask_now, row))

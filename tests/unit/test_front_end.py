@@ -1,0 +1,38 @@
+"""What a request costs the front end before an engine sees it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from simulator.api import simulate
+from simulator.cluster.frontdesk import FrontDesk
+from simulator.workload.trace import Trace
+
+PER_TOKEN_S = 1e-3
+
+
+def profile_with(tmp_path, **costs: float) -> str:  # type: ignore[no-untyped-def]
+    path = tmp_path / "own.yaml"
+    lines = "".join(f"  {key}: {value}\n" for key, value in costs.items())
+    path.write_text(f"extends: tensorrt-llm\nname: own\ncosts:\n{lines}  sources: {{}}\n", encoding="utf-8")
+    return str(path)
+
+
+def test_long_prompts_reach_their_engine_later_and_may_be_overtaken(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    profile = profile_with(tmp_path, frontend_prompt_token_s=PER_TOKEN_S, frontend_s=0.0)
+    trace = Trace.from_columns([0.0, 0.5], [2000, 100], [4, 4])
+    found = simulate(trace, "llama-3.1-8b/h100_sxm/1c", overrides=[f"engine.profile={profile}"]).run.record
+    start = found.arrival_s + found.part_queue_s
+    assert found.part_host_s[0] == pytest.approx(2.0, abs=0.02)
+    assert found.part_host_s[1] == pytest.approx(0.1, abs=0.02)
+    assert np.abs(start - found.arrival_s).max() < 1e-9  # nobody waits for an engine
+    assert found.first_token_s[1] < found.first_token_s[0]
+
+
+def test_requests_wait_for_one_process_that_tokens_keep_busy() -> None:
+    sent = [0]
+    desk = FrontDesk(0.1, 0.0, lambda: sent[0])
+    assert [desk.leaves_s(0.0, 0.5) for _ in range(3)] == pytest.approx([0.5, 0.6, 0.7])
+    assert desk.leaves_s(10.0, 0.0) == 10.0
+    assert FrontDesk(0.0, 0.0, lambda: 0).leaves_s(1.0, 0.25) == 1.25
