@@ -35,6 +35,8 @@ class ExpertBackend(Schema):
 
     expert_kernels: str = ""
     expert_routing_s: HostSeconds = 0.0
+    expert_token_s: float = Field(ge=0, le=1, default=0.0)
+    expert_widening: float = Field(gt=0, le=10, default=1.0)
     eager_moe_layer_s: HostSeconds | None = None
     source: str
 
@@ -108,10 +110,11 @@ class EngineCosts:
     make them repeat one token. ``shared_experts``: beside where a decode step computes them next to the routed ones
     (a second stream, or one more expert of the same kernel), which leaves only their bytes to be read. ``experts``:
     how routed experts are spread over many GPUs. ``expert_kernels``: whose rows of the expert tables it runs, where
-    they are not those of ``kernels``; ``expert_routing_s``: GPU seconds of a layer for sorting tokens by expert, beside
-    what those rows hold. ``cold_prompt_s``, ``cold_past_s``: what launching takes longer where kernels are fetched or
-    compiled when first used: in an engine's first step with prompts, and in
-    its first that goes on with a prompt computed in part (SGLang's policy alone looks at them).
+    they are not those of ``kernels``; ``expert_routing_s``, ``expert_token_s``: GPU seconds of a layer, and of a layer
+    for each token, for sorting and copying tokens by expert beside what those rows hold. ``expert_widening``: how fast
+    its experts widen their weights, over Marlin's kernels. ``cold_prompt_s``, ``cold_past_s``: what launching takes
+    longer where kernels are fetched or compiled when first used: in an engine's first step with prompts, and in its
+    first that goes on with a prompt computed in part (SGLang's policy alone looks at them).
     """
 
     name: str
@@ -150,6 +153,8 @@ class EngineCosts:
     shared_experts: str = "apart"
     cold_prompt_s: float = 0.0
     cold_past_s: float = 0.0
+    expert_token_s: float = 0.0
+    expert_widening: float = 1.0
 
     def on_host(self, speed: float | None) -> EngineCosts:
         """The same engine on a host that runs one thread ``speed`` times as fast as the one beside an H100 (None: as

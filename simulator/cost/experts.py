@@ -119,7 +119,7 @@ def grouped_experts_time(
     return Time(seconds, compute, read + moved, fixed, flops, weights + passed)
 
 
-def fixed_time(seconds: float, counts: ArrayLike) -> Time:
-    """A time that no count changes, in the shape of ``counts``."""
-    whole = np.full(np.shape(counts), seconds)
+def fixed_time(seconds: float, counts: ArrayLike, each_s: float = 0.0) -> Time:
+    """A time that no count changes, and ``each_s`` for each, in the shape of ``counts``."""
+    whole = seconds + each_s * np.asarray(counts, dtype=np.float64)
     return Time(whole, 0.0 * whole, 0.0 * whole, whole, 0.0 * whole, 0.0 * whole)

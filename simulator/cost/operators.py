@@ -176,9 +176,8 @@ class Step:
         else:
             yield self.gemm("q and kv projection", layers, q_out + latent, m.hidden, formats)
             yield self.stream("latent norms", layers, 2 * latent * BF16)
-        apart = 0 if self.costs.rope_in_attention else layers
-        yield self.stream("rotary embedding", apart, 2 * (q_out + latent) * BF16)
-        yield self.stream("KV cache write", apart, 2 * latent * BF16)
+        yield self.stream("rotary embedding", layers, 2 * (q_out + latent) * BF16)
+        yield self.stream("KV cache write", layers, 2 * latent * BF16)
         # decode absorbs the expansion of K into q and that of V into the output: the same weights and FLOP a token
         expanded = heads * (mla.nope_dim + mla.v_dim)
         yield self.gemm("kv expansion or absorption", layers, expanded, mla.kv_rank, PLAIN)
@@ -209,9 +208,10 @@ class Step:
         yield self.stream("top-k of the router", layers, 2 * moe.experts * 4.0)
         if moe.shared_width:
             yield from self._mlp(SHARED, layers, moe.shared_width)
-        if self.costs.expert_routing_s:
+        fixed_s, token_s = self.costs.expert_routing_s, self.costs.expert_token_s
+        if fixed_s or token_s:
             place = f"engine profile {self.costs.name}"
-            yield Operator("sorting by expert", layers, lambda t: fixed_time(self.costs.expert_routing_s, t), place)
+            yield Operator("sorting by expert", layers, lambda t: fixed_time(fixed_s, t, token_s), place)
         if self.deepep and self.costs.experts.grouped:
             yield self._grouped_experts(layers)
         else:
@@ -239,6 +239,7 @@ class Step:
 
     def _experts_kernel(self) -> tuple[Kernel, GemmFormat]:
         kind, form = gemm_format(self.gpu, self.precision.weights, self.precision.gemm_arithmetic, experts=True)
+        form = replace(form, widened_per_s=form.widened_per_s * self.costs.expert_widening)
         names = [f"{f}-{self.routing}" for f in nearest_formats(kind)]
         return self.kernels.find("moe", self.costs.expert_kernels or self.costs.kernels, *names), form
 
