@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simulator.compiled import compiled
 from simulator.kv.pool import find, give_back, make_pool, publish, share, take
+from simulator.kv.unshared import leave_unshared, make_unshared, take_unshared
 
 
 class Plain:
@@ -140,3 +142,32 @@ def test_many_blocks_that_are_told_of(blocks):
 def test_without_caching_blocks_are_only_counted():
     pool = make_pool(9, False, False)
     assert (pool.free, pool.blocks, pool.node.shape[0]) == (9, 9, 2)
+
+
+@compiled
+def kept_by(left):  # type: ignore[no-untyped-def]
+    """Blocks that cache nothing, and the (row, blocks) that follow them."""
+    kept = [(-1, left.blank)]
+    for i in range(left.count):
+        at = (left.head + i) % left.row.size
+        kept.append((left.row[at], left.kept[at]))
+    return kept
+
+
+@pytest.mark.parametrize("taken", [0, 5, 70])
+def test_hundreds_of_finished_requests_are_remembered_in_order(taken):
+    """The ring of 64 grows while its beginning lies anywhere: rows 0, 1, 2, ... of three blocks each, oldest first."""
+    left, rows = make_unshared(1), list(range(60))
+    for row in rows:
+        leave_unshared(left, row, 4, 3)
+    assert kept_by(left) == [(-1, 61)] + [(row, 3) for row in rows]
+    take_unshared(left, 61 + taken)
+    for row in range(60, 300):
+        leave_unshared(left, row, 3, 3)
+    first, used = divmod(taken, 3)
+    expected = [(-1, 0)] + [(row, 3) for row in range(first, 300)]
+    if used:
+        expected[1] = (first, 3 - used)
+    assert kept_by(left) == expected
+    take_unshared(left, sum(count for _, count in expected))
+    assert kept_by(left) == [(-1, 0)]
