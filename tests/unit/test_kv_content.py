@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,31 +29,45 @@ from simulator.kv.runs import END_CONTENT, NO_END, chain, end_position, page_key
 HASHED, SIZE = 6, 4
 
 
+@dataclass(frozen=True)
+class Made:
+    """Requests, and what the room makes of them; a request without ``ids`` has a prompt of its own."""
+
+    ids: list[list[int]]
+    lengths: list[int]
+    outputs: list[int]
+    prompts: list[int]
+
+    @property
+    def content(self):
+        """The columns."""
+        return make_content(
+            np.array(self.lengths, np.int64),
+            np.array([i for row in self.ids for i in row], np.int64),
+            np.cumsum([0, *map(len, self.ids)], dtype=np.int64),
+            HASHED,
+            np.array(self.prompts, np.int64),
+            np.array(self.outputs, np.int64),
+        )
+
+    def tokens(self, row, count, end_at=NO_END):
+        """The content of each token, one by one."""
+        found = []
+        for position in range(count):
+            if position >= end_at:
+                found.append(END_CONTENT)
+            elif position >= self.lengths[row]:
+                found.append(self.outputs[row])
+            else:
+                found.append(self.ids[row][position // HASHED] if self.ids[row] else self.prompts[row])
+        return found
+
+
 def made(ids, lengths, outputs=None):
-    """Content of requests with prefix blocks ``ids`` (none: a prompt of its own)."""
-    rows = np.arange(len(lengths), dtype=np.int64)
-    return make_content(
-        np.array(lengths, np.int64),
-        np.array([i for row in ids for i in row], np.int64),
-        np.cumsum([0, *map(len, ids)], dtype=np.int64),
-        HASHED,
-        PRIVATE_CONTENT + rows,
-        OUTPUT_CONTENT + rows if outputs is None else np.array(outputs, np.int64),
-    )
-
-
-def tokens_of(content, row, count, end_at=NO_END):
-    """The content of each token, one by one."""
-    found = []
-    for position in range(count):
-        ids = content.hash_ids[content.hash_offsets[row] : content.hash_offsets[row + 1]].tolist()
-        if position >= end_at:
-            found.append(END_CONTENT)
-        elif position >= content.input_tokens[row]:
-            found.append(int(content.output_content[row]))
-        else:
-            found.append(ids[position // HASHED] if ids else int(content.prompt_content[row]))
-    return found
+    """Requests whose outputs are their own, unless told."""
+    rows = range(len(lengths))
+    outputs = [OUTPUT_CONTENT + row for row in rows] if outputs is None else outputs
+    return Made(ids, lengths, outputs, [PRIVATE_CONTENT + row for row in rows])
 
 
 @st.composite
@@ -64,11 +80,11 @@ def requests(draw):
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(requests())
-def test_blocks_have_one_key_where_their_tokens_and_all_before_are_equal(content):
-    count = 40
+def test_blocks_have_one_key_where_their_tokens_and_all_before_are_equal(drawn):
+    content, count = drawn.content, 40
     seen: dict[tuple[int, ...], int] = {}
-    for row in range(content.input_tokens.size):
-        tokens, key = tokens_of(content, row, count), 1
+    for row in range(len(drawn.lengths)):
+        tokens, key = drawn.tokens(row, count), 1
         for end in range(SIZE, count + 1, SIZE):
             key = block_key(content, row, key, end - SIZE, SIZE)
             assert 0 < key <= 1 << 62
@@ -78,11 +94,12 @@ def test_blocks_have_one_key_where_their_tokens_and_all_before_are_equal(content
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(requests(), st.sampled_from([1, 3, 4, 8, 16]), st.lists(st.integers(1, 12), min_size=6, max_size=6))
-def test_pages_have_one_key_where_their_tokens_are_equal(content, page, targets):
+def test_pages_have_one_key_where_their_tokens_are_equal(drawn, page, targets):
+    content = drawn.content
     seen: dict[tuple[int, ...], int] = {}
-    for row in range(content.input_tokens.size):
+    for row in range(len(drawn.lengths)):
         end_at = end_position(content, row, 48, targets[row])
-        tokens = tokens_of(content, row, 48, end_at)
+        tokens = drawn.tokens(row, 48, end_at)
         for start in range(48 - page + 1):
             key = page_key(content, page, row, end_at, start)
             assert seen.setdefault(tuple(tokens[start : start + page]), key) == key
@@ -91,10 +108,11 @@ def test_pages_have_one_key_where_their_tokens_are_equal(content, page, targets)
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(requests(), st.integers(1, 30))
-def test_runs_end_where_they_say(content, target):
-    for row in range(content.input_tokens.size):
+def test_runs_end_where_they_say(drawn, target):
+    content = drawn.content
+    for row in range(len(drawn.lengths)):
         end_at = end_position(content, row, 60, target)
-        tokens, position = tokens_of(content, row, 60, end_at), 0
+        tokens, position = drawn.tokens(row, 60, end_at), 0
         while position < 60:
             value, stop = token_run(content, row, end_at, position)
             assert stop > position
@@ -105,7 +123,7 @@ def test_runs_end_where_they_say(content, target):
 
 
 def test_an_end_of_sequence_stands_behind_the_last_output_but_not_in_sessions():
-    content = made([[], []], [10, 10], [OUTPUT_CONTENT, SESSION_CONTENT])
+    content = made([[], []], [10, 10], [OUTPUT_CONTENT, SESSION_CONTENT]).content
     assert end_position(content, 0, 20, 5) == 14
     assert end_position(content, 0, 15, 5) == 14
     assert end_position(content, 0, 14, 5) == NO_END  # not made yet
@@ -115,16 +133,14 @@ def test_an_end_of_sequence_stands_behind_the_last_output_but_not_in_sessions():
 
 
 def test_whose_prompts_are_their_own():
-    own = made([[], []], [10, 10])
+    own = made([[], []], [10, 10]).content
     assert [bool(shares_nothing(own, row)) for row in (0, 1)] == [True, True]
     assert all_share_nothing(own)
-    mixed = made([[], [7]], [10, 6])
+    mixed = made([[], [7]], [10, 6]).content
     assert [bool(shares_nothing(mixed, row)) for row in (0, 1)] == [True, False]
     assert not all_share_nothing(mixed)
     for first, alone in ((PRIVATE_CONTENT - 1, False), (PRIVATE_CONTENT, True), (OUTPUT_CONTENT, False)):
-        one = made([[]], [10])
-        one.prompt_content[0] = first
-        assert bool(shares_nothing(one, 0)) is alone
+        assert bool(shares_nothing(Made([[]], [10], [0], [first]).content, 0)) is alone
     plain = unshared_content(np.array([5, 6, 7]))
     assert all_share_nothing(plain)
     assert run_at(plain, 1, 5) == (PRIVATE_CONTENT + 1, 6)
@@ -132,7 +148,7 @@ def test_whose_prompts_are_their_own():
 
 
 def test_keys_of_the_whole_blocks_of_a_request():
-    content = made([[1, 2], [1, 3], []], [12, 12, 12])
+    content = made([[1, 2], [1, 3], []], [12, 12, 12]).content
     first, second = block_keys(content, 0, 11, SIZE), block_keys(content, 1, 12, SIZE)
     assert (first.size, second.size) == (2, 3)
     assert first[0] == second[0] == block_key(content, 0, 1, 0, SIZE)
