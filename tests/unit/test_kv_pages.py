@@ -86,12 +86,11 @@ def test_an_order_knows_its_pages(policy):
     order = EVICTION[policy]()
     for key in (3, 1, 2):
         order.add(key, 5)
-    assert 3 in order and 4 not in order
     assert list(order.victims()) == [3, 1, 2]
     order.touch(3)
     assert list(order.victims()) == [1, 2, 3]
     order.remove(1)
-    assert list(order.victims()) == [2, 3] and 1 not in order
+    assert list(order.victims()) == [2, 3]
 
 
 def test_ranks_that_run_empty_and_fill_again():
