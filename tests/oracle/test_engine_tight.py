@@ -5,6 +5,7 @@ Cases are a tenth of the size of the ordinary ones, so that hundreds of them tak
 
 from __future__ import annotations
 
+import pytest
 from engine_case import as_case, assert_all_given_back, run_engine
 from engine_sglang import hand_over
 from hypothesis import HealthCheck, Phase, assume, given, settings
@@ -180,3 +181,40 @@ def test_with_room_for_everybody_nobody_waits_and_nobody_is_preempted(requests, 
     for i, request in enumerate(requests):
         assert abs(desk.last_token_s[i] - desk.first_token_s[i] - 0.01 * (request["output_length"] - 1)) < 1e-9
         assert 0.01 - 1e-9 <= desk.first_token_s[i] - request["arrival_s"] <= 0.02 + 1e-9
+
+
+@pytest.mark.parametrize("page", [1, 4])
+@pytest.mark.parametrize(("count", "pool"), [(3, 1800), (4, 1800), (6, 2400)])
+def test_sglang_keeps_what_it_lets_go_of_and_goes_on_with_it(page, count, pool):
+    """A decode engine that has taken over more than ends in its memory lets requests go and takes them back, in order;
+    nothing is computed again, and every token costs a step."""
+    case = {
+        "context_length": 2000,
+        "max_total_num_tokens": pool,
+        "max_running_requests": 8,
+        "chunked_prefill_size": -1,
+        "max_prefill_tokens": 4096,
+        "schedule_policy": "fcfs",
+        "schedule_conservativeness": 1.0,
+        "mixed_chunk": False,
+        "disable_radix_cache": True,
+        "page_size": page,
+        "overlap": False,
+        "ignore_eos": True,
+        "step_time": {"base_s": 0.5, "per_token_s": 0.0, "per_context_token_s": 0.0},
+    }
+    requests = [{"arrival_s": 0.1 * i, "input_length": 31 + i, "output_length": 900 - 7 * i} for i in range(count)]
+    seen = []
+    for macro in (True, False):
+        rows, desk, prefill, decode = hand_over(case, requests, 0.01, macro)
+        for engine in (prefill, decode):
+            given_back(engine, case)
+        totals = decode.totals()
+        assert totals.preemptions == desk.preemptions.sum() > 0
+        assert totals.peak_blocks * page <= pool
+        assert totals.prefill_tokens == 0
+        assert totals.decode_tokens == sum(r["output_length"] - 1 for r in requests)
+        lasts = [row["last_token_s"] - row["first_token_s"] for row in rows]
+        assert all(last >= 0.5 * (r["output_length"] - 1) - 1e-6 for last, r in zip(lasts, requests, strict=True))
+        seen.append((rows, desk.token_sum_s.tolist(), desk.preemptions.tolist(), totals.batches))
+    assert seen[0] == seen[1]
