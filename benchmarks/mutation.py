@@ -3,11 +3,12 @@
     pip install mutmut==2.5.1 coverage
     python benchmarks/mutation.py --rooms metrics network kv engine --sample 400 --seed 0
 
-mutmut 2 says what can be changed (decorators and imports are left alone); a seeded sample of it is tried, in plain
-Python instead of compiled code. Each room's tests run once under coverage, which tells what each of them executes, how
-long it takes, and the branches covered. A mutant then meets the tests that execute its statement, quickest first. It
-is killed when one of them fails, raises, or takes ten times its usual CPU time. Outcomes are appended one by one
-to ``--out``, so that a stopped run goes on; survivors are printed at the end. ``mutation_server.py`` does the work.
+mutmut 2 says what can be changed (decorators, imports, docstrings and annotations are left alone); a seeded sample of
+it is tried, in plain Python instead of compiled code. Each room's tests run once under coverage, which tells what each
+of them executes, how long it takes, and the branches covered. A mutant then meets the tests that execute its statement:
+quick ones first, then the others in the order in which ``ROOMS`` names them, for 20 s of CPU in all. It is killed when
+one of them fails, raises, or takes ten times its usual CPU time. Outcomes are appended one by one to ``--out``, so that
+a stopped run goes on; survivors are printed at the end. ``mutation_server.py`` does the work.
 """
 
 from __future__ import annotations
@@ -25,24 +26,22 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVER = ROOT / "benchmarks" / "mutation_server.py"
-#: room (folder of ``simulator``) -> the tests that must notice; none of them starts another process
+#: room (folder of ``simulator``) -> the tests that must notice, strong ones first
 ROOMS: dict[str, list[str]] = {
     "metrics": ["tests/unit/test_metrics_*.py"],
     "network": ["tests/unit/test_network_*.py", "tests/laws/test_network_laws.py", "tests/laws/test_streaming_laws.py"],
-    "kv": [
-        "tests/unit/test_kv_*.py",
-        "tests/laws/test_cache_laws.py",
-        "tests/oracle/test_kv_unshared.py",
-        "tests/oracle/test_engine_vllm.py",
-        "tests/oracle/test_engine_sglang.py",
-    ],
+    "kv": ["tests/unit/test_kv_*.py", "tests/oracle/test_kv_unshared.py", "tests/laws/test_cache_laws.py"],
     "engine": [
         "tests/unit/test_engine_*.py",
-        "tests/unit/test_routers.py",
-        "tests/oracle/test_*.py",
+        "tests/oracle/test_engine_tight.py",
+        "tests/oracle/test_engine_trt.py",
+        "tests/oracle/test_engine_distserve.py",
+        "tests/oracle/test_engine_splitwise.py",
         "tests/laws/test_handover_laws.py",
         "tests/laws/test_launch_laws.py",
         "tests/laws/test_cache_laws.py",
+        "tests/unit/test_routers.py",
+        "tests/oracle/test_*.py",
     ],
 }
 
@@ -142,7 +141,8 @@ def serve(task: dict[str, Any]) -> None:
 
 def tests_of(room: str) -> list[str]:
     """Paths of the room's test files."""
-    return [str(path.relative_to(ROOT)) for given in ROOMS[room] for path in sorted(ROOT.glob(given))]
+    found = [str(path.relative_to(ROOT)) for given in ROOMS[room] for path in sorted(ROOT.glob(given))]
+    return list(dict.fromkeys(found))
 
 
 def read_rows(out: Path) -> list[dict[str, Any]]:

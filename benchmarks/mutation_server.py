@@ -29,7 +29,9 @@ OPTIONS += ["-W", "ignore::RuntimeWarning"]
 #: A test is stopped after this many times its recorded CPU time, and some seconds.
 LIMIT, LIMIT_MORE_S = 10.0, 2.0
 #: Tests of a mutant that survives are left out once those before them took this long.
-ENOUGH_S = 30.0
+ENOUGH_S = 20.0
+#: Tests up to here are quick, and come first.
+QUICK_S = 0.3
 MEMORY_BYTES = 8 << 30
 
 Item = pytest.Item
@@ -131,9 +133,15 @@ class Chooser:
         found = json.loads(Path(task["recorded"]).read_text())
         self.cpu_s: dict[str, float] = found["cpu_s"]
         self.lines: dict[str, dict[str, list[str]]] = found["lines"]
+        self.rank = {file: i for i, file in enumerate(task["tests"])}
+
+    def order(self, name: str) -> tuple[bool, int, float]:
+        """Quick tests first; then by the order of files, and by time."""
+        slow = self.cpu_s[name] > QUICK_S
+        return slow, self.rank.get(name.split("::", maxsplit=1)[0], 0) if slow else 0, self.cpu_s[name]
 
     def tests(self, mutant: Mutant) -> tuple[list[str], bool]:
-        """Tests to run, quickest first, and whether the mutant must be imported afresh."""
+        """Tests to run, in order, and whether the mutant must be imported afresh."""
         file, source = mutant["file"], (ROOT / mutant["file"]).read_text()
         own = self.lines.get(file, {})
         contexts = {name for line in span(source, mutant["line"]) for name in own.get(str(line), ())}
@@ -142,7 +150,7 @@ class Chooser:
             # what an import made may be used without a line of the file being run: all tests beside those that run one
             beside = {name.split("::")[0] for names in own.values() for name in names}
             contexts = {name for name in self.cpu_s if name.split("::")[0] in beside} or set(self.cpu_s)
-        chosen = sorted(contexts - {""}, key=lambda name: self.cpu_s[name])
+        chosen = sorted(contexts - {""}, key=self.order)
         spent, kept = 0.0, []
         for name in chosen:
             spent += self.cpu_s[name]

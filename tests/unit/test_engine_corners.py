@@ -193,3 +193,21 @@ def test_prompts_of_a_policy_have_their_longest() -> None:
     assert engine("vllm-v1", content, desk).longest_prompt is None
     assert engine("sglang", content, desk).longest_prompt is None
     assert engine("vllm-v1", content, desk).block_size == engine("sglang", content, desk).block_size == 16
+
+
+@pytest.mark.parametrize("policy", ["vllm-v1", "sglang"])
+@pytest.mark.parametrize(("macro", "makes"), [(True, 50), (False, 50), (True, 6000)])
+def test_the_time_series_rises_and_is_never_too_long(policy: str, macro: bool, makes: int) -> None:
+    """One request of many steps of a second each: a sample a step while there is room, 1,024 at most."""
+    content, desk = content_of([64], [[1, 2]]), DeskColumns(1)
+    one = engine(policy, content, desk, macro=macro, settings={"max_model_len": 8192})
+    one.submit(0, 64, makes, 0.0)
+    one.advance(1e6)
+    moments, running, waiting, blocks, gaps = one.series()
+    apart = np.diff(moments)
+    assert 500 < len(moments) <= 1024 if makes > 1024 else len(moments) == makes
+    assert (apart > 0).all() and moments[0] == 1.0 and makes - apart.min() <= moments[-1] <= makes
+    assert makes > 1024 or set(apart.tolist()) == {1.0}
+    assert set(running[:-1].tolist()) == {1} and set(waiting.tolist()) == {0}
+    assert blocks[:-1].tolist() == sorted(blocks[:-1].tolist()) and blocks[0] >= 4
+    assert gaps.sum() == makes - 1

@@ -166,5 +166,8 @@ def test_pools_larger_than_the_trace_are_left_out():
     assert reuse_by_pool(large) == {"1M": 0.25, "all": 0.5}
     assert reuse_by_pool(Trace.from_columns([0.0], [10], [1])) == {}
     assert list(POOLS) == ["1M", "3M", "10M", "50M", "all"] and MAX_BLOCKS == 2_000_000
+    for name, tokens in POOLS.items():
+        assert tokens == (math.inf if name == "all" else float(name.removesuffix("M")) * 1e6)
+    assert reuse_by_pool(trace([[1]], [10])) == {"all": 0.0}
     exact = trace([[1, 2, 3], [1, 2, 3]], [3_000_000] * 2, block_tokens=1_000_000)
     assert list(reuse_by_pool(exact)) == ["1M", "all"]
