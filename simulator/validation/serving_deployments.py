@@ -21,7 +21,7 @@ MTP_RUNS = (("1.2.0rc6.post3", ""), ("1.1.0rc2.post2", "2026-01-14"))
 CONTEXT_TOKENS = {1024: 8192, 8192: 16640}
 #: GPUs of an engine of SGLang's low-latency recipes (ishandhanani/srt-slurm, ``recipes/gb200-*/*/low-latency``).
 LOW_LATENCY_GPUS = 4
-#: Attention ranks from which SGLang's fp8 recipes on GB200 use DeepEP.
+#: Attention ranks of a decode engine from which SGLang's recipes on GB200 use DeepEP.
 DEEPEP_RANKS = 8
 #: Day of the recipe (``recipes/b200-fp8/8k1k.yaml``) that followed the first ones of DeepSeek-R1 fp8 on B200.
 B200_FP8_LATER = "2026-03"
@@ -40,7 +40,7 @@ def stated_or_published(point: Point) -> Point:
     Runs without a version are of 2025-11: their rows name tensor parallelism alone.
     """
     if point.backend == "sglang" and point.mode == "disagg":
-        return replace(point, groups=tuple(_expert_parallel(group) for group in point.groups))
+        return replace(point, groups=_expert_parallel(point))
     parallel = point.groups[0].parallel
     if point.version not in ("", "nan") or not is_deepseek_on_trtllm(point) or parallel.gpus > 8:
         return point
@@ -62,16 +62,22 @@ def stated_or_published(point: Point) -> Point:
     return replace(point, groups=(Group("colocated", 1, found),))
 
 
-def _expert_parallel(group: Group) -> Group:
+def _expert_parallel(point: Point) -> tuple[Group, ...]:
     """SGLang's pools with attention data parallelism spread their experts over the same GPUs (DEP).
 
-    Not those of four GPUs without expert parallelism: the recipes of that shape (GB200, low latency) are
-    tensor-parallel with ``enable-dp-attention: false``, though their rows list four attention ranks.
+    Not the low-latency ones on GB200, whose engines are all of four GPUs: their recipes are tensor-parallel with
+    ``enable-dp-attention: false``, though rows list four attention ranks.
     """
-    p = group.parallel
-    if p.dp == LOW_LATENCY_GPUS and p.ep == 1:
-        return replace(group, parallel=replace(p, tp=p.dp * p.tp, dp=1))
-    return replace(group, parallel=replace(p, ep=p.tp * p.dp)) if p.dp > 1 else group
+    low_latency = point.system == "gb200" and all(g.parallel.gpus == LOW_LATENCY_GPUS for g in point.groups)
+    found = []
+    for group in point.groups:
+        p = group.parallel
+        if low_latency and p.ep == 1:
+            p = replace(p, tp=p.tp * p.dp, dp=1)
+        elif p.dp > 1:
+            p = replace(p, ep=p.tp * p.dp)
+        found.append(replace(group, parallel=p))
+    return tuple(found)
 
 
 def draft_tokens(point: Point) -> int:
@@ -184,20 +190,14 @@ def sglang_pool(point: Point, role: str) -> dict[str, Any]:
     Chunks and running requests of a recipe are those of all attention ranks; ``max_prefill_tokens`` is one rank's.
     """
     group = next(group for group in point.groups if group.role == role)
-    ranks = group.parallel.dp
-    long_prompt = point.input_tokens > 4096
     if point.system == "gb200":
-        if is_deepep(point):
-            return {"chunked_prefill_size": 131072, "max_prefill_tokens": 16384 * ranks, "mem_fraction_static": 0.8}
-        found: dict[str, Any] = {"scheduler_recv_interval": 10, "mem_fraction_static": 0.95}
-        if role == "decode":
-            return found
-        chunk, held = (24576, 32768) if long_prompt else (8192, 8192)
-        return found | {"chunked_prefill_size": chunk, "max_total_tokens": held}
+        return _gb200_pool(point, role, group.parallel.dp)
+    ranks = group.parallel.dp
     if role == "decode":
         return {"mem_fraction_static": 0.75 if point.precision == "fp8" else 0.85}
     if point.precision == "fp4":
-        return {"chunked_prefill_size": 65536, "max_prefill_tokens": 65536 * ranks, "mem_fraction_static": 0.85}
+        chunk = 65536 if point.groups[-1].parallel.dp > 1 else 32768
+        return {"chunked_prefill_size": chunk, "max_prefill_tokens": chunk * ranks, "mem_fraction_static": 0.85}
     if point.measured >= B200_FP8_LATER:
         return {
             "chunked_prefill_size": 65536,
@@ -213,7 +213,24 @@ def sglang_pool(point: Point, role: str) -> dict[str, Any]:
     }
 
 
+def _gb200_pool(point: Point, role: str, ranks: int) -> dict[str, Any]:
+    """The same on GB200: throughput with DeepEP, or low latency."""
+    long_prompt = point.input_tokens > 4096
+    if not is_deepep(point):
+        found: dict[str, Any] = {"scheduler_recv_interval": 10, "mem_fraction_static": 0.95}
+        chunk, held = (24576, 32768) if long_prompt else (8192, 8192)
+        return found if role == "decode" else found | {"chunked_prefill_size": chunk, "max_total_tokens": held}
+    if point.precision == "fp8":
+        return {"chunked_prefill_size": 131072, "max_prefill_tokens": 16384 * ranks, "mem_fraction_static": 0.8}
+    if role == "decode":
+        return {"mem_fraction_static": 0.83}
+    chunk = 131072 if long_prompt else 65536
+    found = {"chunked_prefill_size": chunk, "max_prefill_tokens": chunk * ranks, "mem_fraction_static": 0.84}
+    return found | {"max_total_tokens": 131072 * ranks, "expert_all_to_all": "all_gather"}
+
+
 def is_deepep(point: Point) -> bool:
-    """Whether a run's recipe sends tokens to experts by DeepEP: all of GB200 fp8 with eight attention ranks or more."""
-    wide = any(group.parallel.dp >= DEEPEP_RANKS for group in point.groups)
-    return point.backend == "sglang" and point.system == "gb200" and point.precision == "fp8" and wide
+    """Whether a run's recipe sends tokens to experts by DeepEP: all of GB200 whose decode engines have eight attention
+    ranks or more; with nvfp4 weights in decode alone."""
+    pools = point.backend == "sglang" and point.system == "gb200" and point.mode == "disagg"
+    return pools and point.groups[-1].parallel.dp >= DEEPEP_RANKS

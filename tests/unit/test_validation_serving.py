@@ -15,7 +15,7 @@ from simulator.errors import InputError
 from simulator.models.precision import Parallel
 from simulator.validation.serving import group_errors, sample_of, validate_serving
 from simulator.validation.serving_bounds import too_much
-from simulator.validation.serving_deployments import decode_slots, draft_tokens, stated_or_published
+from simulator.validation.serving_deployments import decode_slots, draft_tokens, is_deepep, stated_or_published
 from simulator.validation.serving_folds import cross_validated, write_scaled
 from simulator.validation.serving_points import load_points, model_name
 from simulator.validation.serving_recipes import recipe_of
@@ -234,7 +234,9 @@ def test_pools_of_sglang_are_started_as_their_recipes_say(tmp_path: Path) -> Non
     first = sglang_pools(tmp_path, (8, 8), "b200_sxm", "fp8", measured="2026-02-07")
     later = sglang_pools(tmp_path, (8, 8), "b200_sxm", "fp8", measured="2026-03-18")
     assert [recipe_of(p, "prefill").settings["max_running_requests"] for p in (first, later)] == [16, 8]
-    assert topology_of(low)["kv_transfer"] == {"mode": "push"}
+    assert topology_of(low)["kv_transfer"]["mode"] == "push"
+    few = sglang_pools(tmp_path, (4, 48), "gb200", "fp4")
+    assert is_deepep(few) and recipe_of(few, "prefill").settings["expert_all_to_all"] == "all_gather"
 
 
 def test_builds_of_sglang_that_state_no_version_are_known_by_their_day(tmp_path: Path) -> None:
@@ -243,10 +245,8 @@ def test_builds_of_sglang_that_state_no_version_are_known_by_their_day(tmp_path:
         recipe_of(point(tmp_path, **row, measured=day), "colocated").profile for day in ("2025-11-10", "2025-11-18")
     ]
     assert names == ["sglang-0.5.3-b200", "sglang-0.5.5-b200"]
-    assert (
-        recipe_of(point(tmp_path, **row | {"system": "h200_sxm"}, measured="2025-11-10"), "colocated").profile
-        == "sglang"
-    )
+    hopper = point(tmp_path, **row | {"system": "h200_sxm"}, measured="2025-11-10")
+    assert recipe_of(hopper, "colocated").profile == "sglang-flashinfer-mla"
 
 
 def test_errors_of_a_group(tmp_path: Path) -> None:
