@@ -31,6 +31,8 @@ FITTED = (
     "eager_layer_s",
     "eager_moe_layer_s",
     "eager_mla_layer_s",
+    "cold_prompt_s",
+    "cold_past_s",
 )
 
 
