@@ -67,6 +67,7 @@ def collect(cluster: Cluster, seed: int, arrivals: str) -> RunResult:
         moments=_moments(cluster),
         steps=tuple(_steps(cluster, worker) for worker in plan.workers) if cluster.options.logging else (),
         faults={} if cluster.faults is None else cluster.faults.summary(cluster.events.happened),
+        autoscaling={} if cluster.scaler is None else cluster.scaler.summary(),
     )
 
 
@@ -188,6 +189,7 @@ def _pools(cluster: Cluster, duration_s: float) -> tuple[PoolStats, ...]:
         plans = [worker for worker in cluster.plan.workers if worker.pool == pool.name]
         totals = [totals_of(cluster.workers[worker.index]) for worker in plans]
         busy = sum(t.busy_s for t in totals) / len(plans)
+        on = _on_share(cluster, plans, duration_s)
         stats.append(
             PoolStats(
                 name=pool.name,
@@ -195,7 +197,7 @@ def _pools(cluster: Cluster, duration_s: float) -> tuple[PoolStats, ...]:
                 gpu=plans[0].gpu or "",
                 workers=len(plans),
                 gpus=sum(worker.parallel.gpus for worker in plans),
-                utilisation=min(busy / duration_s, 1.0) if duration_s > 0 else 0.0,
+                utilisation=min(busy / (duration_s * on), 1.0) if duration_s * on > 0 else 0.0,
                 kv_peak_fraction=max(t.peak_blocks / worker.kv_blocks for t, worker in zip(totals, plans, strict=True)),
                 preemptions=int(sum(t.preemptions for t in totals)),
                 kv_blocks=plans[0].kv_blocks,
@@ -203,6 +205,7 @@ def _pools(cluster: Cluster, duration_s: float) -> tuple[PoolStats, ...]:
                 steps=int(sum(t.batches for t in totals)),
                 **_money_and_power(pool),
                 prefill_share=_prefill_share(cluster, plans, totals),
+                on_share=on,
                 extra={
                     "prefill_tokens": int(sum(t.prefill_tokens for t in totals)),
                     "decode_tokens": int(sum(t.decode_tokens for t in totals)),
@@ -210,6 +213,13 @@ def _pools(cluster: Cluster, duration_s: float) -> tuple[PoolStats, ...]:
             )
         )
     return tuple(stats)
+
+
+def _on_share(cluster: Cluster, plans: Sequence[WorkerPlan], duration_s: float) -> float:
+    """Share of their time that a pool's workers were on; all of it where nothing scales."""
+    if cluster.scaler is None or duration_s <= 0:
+        return 1.0
+    return float(min(cluster.scaler.on_s[[plan.index for plan in plans]].sum() / (duration_s * len(plans)), 1.0))
 
 
 def _money_and_power(pool: PoolPart) -> dict[str, float | None]:

@@ -104,7 +104,8 @@ class PoolStats:
     ``utilisation`` is the share of time from first arrival to last completion in which a worker runs a step, mean over
     workers; ``kv_peak_fraction`` the highest share of a worker's KV blocks ever in use; ``usd_per_hour``,
     ``power_watts`` and ``idle_power_watts`` are those of one GPU; ``prefill_share`` is the share of its busy time that
-    prompts take; ``extra`` is written behind these in the result.
+    prompts take; ``on_share`` the share of their time that workers were on (and paid for); ``extra`` is written behind
+    these in the result.
     """
 
     name: str
@@ -122,6 +123,7 @@ class PoolStats:
     power_watts: float | None = None
     idle_power_watts: float | None = None
     prefill_share: float = 0.0
+    on_share: float = 1.0
     extra: Mapping[str, float | int | str] = field(default_factory=dict)
 
 
@@ -163,3 +165,4 @@ class RunResult:
     moments: Moments | None = None
     steps: tuple[WorkerSteps, ...] = ()
     faults: Mapping[str, object] = field(default_factory=dict)
+    autoscaling: Mapping[str, object] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from simulator.cluster.dispatch import Dispatcher, is_tracking
 from simulator.cluster.faults.clients import Clients
 from simulator.cluster.faults.desk import FaultDesk
 from simulator.cluster.faults.events import Faults
+from simulator.cluster.faults.scaling import Scaler
 from simulator.cluster.frontdesk import FrontDesk
 from simulator.cluster.handover import Handover, HandoverColumns, Rooms, protocol
 from simulator.cluster.limits import LimitError, Limits, Watch
@@ -100,7 +101,10 @@ class Cluster:
         done = ~np.isnan(self.desk.last_token_s)
         self.state[done & (self.state == UNFINISHED)] = COMPLETED
         if self.faults is not None:
-            self.faults.settle(float(self.desk.last_token_s[done].max()) if done.any() else 0.0)
+            end_s = float(self.desk.last_token_s[done].max()) if done.any() else 0.0
+            self.faults.settle(end_s)
+            if self.scaler is not None:
+                self.scaler.settle(end_s)
 
     def _so_far(self) -> str:
         done = int((~np.isnan(self.desk.last_token_s)).sum())
@@ -321,12 +325,15 @@ class Cluster:
     def _expect_faults(self) -> None:
         """Whatever can fail in this run, and clients that may leave."""
         self.clients: Clients | None = None
+        self.scaler: Scaler | None = None
         plan = self.plan.faults
         if plan is None:
             return
         self.faults = FaultDesk(self, plan)
         self.events = Faults(self, self.faults, self.options.seed)
         self.clients = Clients(self, self.faults, self.options.seed)
+        if plan.autoscaling is not None:
+            self.scaler = Scaler(self, self.faults, plan.autoscaling)
 
     def _transfers(self) -> Transfers | None:
         """What moves over links that are shared: handovers, loads and copies of caches."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from simulator.cluster.faults.parts import ClientPart, FaultsPart
+from simulator.cluster.faults.parts import AutoscalingPart, ClientPart, FaultsPart
 from simulator.models.precision import Parallel, Precision
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -265,6 +265,7 @@ class Topology(Part):
     admission: AdmissionPart | None = None
     faults: FaultsPart | None = None
     client: ClientPart | None = None
+    autoscaling: AutoscalingPart | None = None
     cache: CachePart | None = None
     tenants: dict[str, TenantPart] = Field(default_factory=dict)
     frontend: FrontendPart = FrontendPart()

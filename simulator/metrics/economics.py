@@ -14,7 +14,9 @@ def cost_of(run: RunResult, tokens_per_s: float | None, output_tokens_per_s: flo
 
     ``tokens_per_s`` counts prompt and output tokens of completed requests.
     """
-    prices = [None if pool.usd_per_hour is None else pool.usd_per_hour * pool.gpus for pool in run.pools]
+    prices = [
+        None if pool.usd_per_hour is None else pool.usd_per_hour * pool.gpus * pool.on_share for pool in run.pools
+    ]
     known = [price for price in prices if price is not None]
     usd_per_hour = sum(known) if prices and len(known) == len(prices) else None
     return {
@@ -51,4 +53,4 @@ def pool_watts(pool: PoolStats) -> float | None:
     if pool.power_watts is None or pool.idle_power_watts is None:
         return None
     draw = power_draw(pool.power_watts, pool.idle_power_watts)
-    return draw.mean_watts(pool.utilisation, pool.prefill_share) * pool.gpus
+    return draw.mean_watts(pool.utilisation, pool.prefill_share) * pool.gpus * pool.on_share

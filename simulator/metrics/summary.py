@@ -68,6 +68,9 @@ def summarise(run: RunResult, slo: SLO | None = None, warmup_s: float = 0.0) -> 
     entry["cost"], entry["energy"] = cost_of(run, *rates), energy_of(run, *rates)
     if run.faults:
         entry["faults"] = dict(run.faults)
+    if run.autoscaling:
+        entry["gpus_on"] = sum(pool.gpus * pool.on_share for pool in run.pools)
+        entry["autoscaling"] = dict(run.autoscaling)
     entry["saturated"] = saturated
     entry["model_error"] = model_error(run, entry)
     entry["reasons"] = _reasons(run, values)
@@ -220,9 +223,9 @@ def _tenants(run: RunResult, values: Latencies, slo: SLO) -> dict[str, Entry]:
 
 
 def per_gpu(entry: Entry, name: str) -> float:
-    """A rate of an entry divided by its GPUs; NaN where there is no rate."""
-    value = entry[name]
-    return math.nan if value is None or not entry["gpus"] else value / entry["gpus"]
+    """A rate of an entry divided by its GPUs, those that were on; NaN where there is no rate."""
+    value, gpus = entry[name], entry.get("gpus_on", entry["gpus"])
+    return math.nan if value is None or not gpus else value / gpus
 
 
 def flat_entry(entry: Entry) -> dict[str, Any]:

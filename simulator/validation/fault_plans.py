@@ -39,6 +39,7 @@ _CACHES: tuple[Mapping[str, Any] | None, ...] = (
     {"host": {"gib": 0.5}, "pool": {"of": "hosts"}, "block_tokens": 64},
     {"host": {"gib": 0.5}, "pool": {"gib": 2.0, "gbyte_per_s": 10.0}, "write": "evict", "block_tokens": 64},
 )
+_PARTS = ("faults", "autoscaling", "client", "kv_transfer", "cache")
 _LINKS = ("* out", "prefill-0 *", "decode-0 * in")
 
 
@@ -58,6 +59,7 @@ def draw_case(choose: Choose) -> Case:
         "name": f"{_MODEL}/{'2p2d' if over else '2c'}/{engine}",
         "kv_transfer": dict(way),
         "faults": _faults(choose, pools, tiers, linked=over),
+        "autoscaling": _autoscaling(choose, pools) if choose(range(3)) == 0 else {},
         "client": _client(choose) if engine != "sglang" and choose((False, True)) else {},
         "cache": cache,
         "load": choose(("poisson:12", "poisson:40", "closed:20", "at-once")),
@@ -101,6 +103,13 @@ def _event(choose: Choose, pools: Sequence[str], tiers: Sequence[str], *, linked
     return event
 
 
+def _autoscaling(choose: Choose, pools: Sequence[str]) -> dict[str, Any]:
+    figures = ({"waiting_requests": 1.0}, {"requests": 4.0}, {"kv_use": 0.05}, {"ttft_s": 0.1})
+    often = {"every_s": 0.5, "cooldown_s": choose((0.0, 1.0)), "start_s": 0.3}
+    scaled = [{"pool": pool, **often, **choose(figures)} for pool in pools]
+    return {"pools": scaled, **({"total_workers": 3} if len(pools) > 1 and choose((False, True)) else {})}
+
+
 def _client(choose: Choose) -> dict[str, Any]:
     waits = {"timeout_s": choose((0.05, 1.0, 6.0)), "first_token_timeout_s": choose((0.02, 0.5))}
     return waits | {"cancel_share": 0.3, "cancel_after_s": 1.5}
@@ -108,7 +117,7 @@ def _client(choose: Choose) -> dict[str, Any]:
 
 def run_case(case: Case) -> Cluster:
     """The cluster when everything is over."""
-    changes = [f"{key}={_written(case[key])}" for key in ("faults", "client", "kv_transfer", "cache") if case[key]]
+    changes = [f"{key}={_written(case[key])}" for key in _PARTS if case[key]]
     if case["kv_transfer"]:
         changes.append(f"network={_written({'kind': 'rdma', 'gpus_per_node': 1, 'nic_gbit_per_s': 100.0})}")
     if case["kv_blocks"]:

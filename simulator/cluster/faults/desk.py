@@ -40,6 +40,7 @@ class FaultDesk:
         self.crashes = 0
         self.slowdowns: list[dict[int, float]] = [{} for _ in cluster.workers]
         self._members = set(range(len(cluster.workers)))
+        self._off: set[int] = set()  # those that autoscaling has not switched on
         self._silent: set[int] = set()
         self._died_s: dict[int, float] = {}
         self._lost: dict[int, dict[int, int]] = {}  # worker -> row -> its attempt
@@ -113,7 +114,7 @@ class FaultDesk:
         if self.cluster.caches is not None:
             self.cluster.caches.lose("host", [index], now)
         if silent:
-            self.cluster.dispatch.renew(set(self._members), set(self._silent))
+            self._tell_routers()
             at = self.plan.health.noticed_s(now)
             self.cluster.agenda.add(at, partial(self._noticed, index, now))
         else:
@@ -153,7 +154,7 @@ class FaultDesk:
             return
         self._silent.discard(index)
         self._members.discard(index)
-        self.cluster.dispatch.renew(set(self._members), set(self._silent))
+        self._tell_routers()
         worker = self.cluster.workers[index]
         lost = self._lost.pop(index, {})
         assert worker.at is not None, "kept from the start"
@@ -165,29 +166,62 @@ class FaultDesk:
 
     def come_up(self, index: int, now: float) -> None:
         """A worker has started again, empty; routers take it back with its next successful probe."""
-        cluster, worker = self.cluster, self.cluster.workers[index]
-        died_s = self._died_s[index]
+        cluster, died_s = self.cluster, self._died_s[index]
         self._noticed(index, died_s, now)  # connections of before are refused at the latest now
         del self._died_s[index]
         self.down_s[index] += now - died_s
-        worker.live(Engine(worker.engine.spec, cluster.content, cluster.desk.record), now)
+        self.renew_engine(index, now)
         if cluster.caches is not None:
             cluster.caches.bring_back("host", [index], now)
-        if self.slowdowns[index]:
-            worker.set_pace(self.pace(index), now)
-        lives = len(worker.lives)
-        cluster.agenda.add(self.plan.health.back_s(now), partial(self._take_back, index, lives))
+        cluster.agenda.add(self.plan.health.back_s(now), partial(self._take_back, index))
 
-    def _take_back(self, index: int, lives: int, now: float) -> None:
-        worker = self.cluster.workers[index]
-        if worker.down or len(worker.lives) != lives:
+    def _take_back(self, index: int, now: float) -> None:
+        if self.cluster.workers[index].down:
             return
         self._members.add(index)
-        self.cluster.dispatch.renew(set(self._members), set(self._silent))
+        self._tell_routers()
+        self._let_in(now)
+
+    def _tell_routers(self) -> None:
+        self.cluster.dispatch.renew(self._members - self._off, set(self._silent))
+
+    def _let_in(self, now: float) -> None:
+        """Requests that waited for a worker, if there is one."""
         if self.cluster.dispatch.is_open:
             held, self._held = self._held, []
             for row, _ in held:
                 self.cluster.source.add(row, now)
+
+    def set_off(self, workers: set[int]) -> None:
+        """These are off at the start."""
+        self._off = set(workers)
+        self._tell_routers()
+
+    def switch_on(self, index: int, now: float) -> None:
+        """Routers may send to a worker."""
+        self._off.discard(index)
+        self._tell_routers()
+        self._let_in(now)
+
+    def switch_off(self, index: int) -> None:
+        """Routers send nothing more to a worker; what it has it finishes."""
+        self._off.add(index)
+        self._tell_routers()
+
+    def is_idle(self, index: int) -> bool:
+        """Whether a worker has nothing to do, and no request whose way through it is settled."""
+        cluster = self.cluster
+        prompts = (cluster.prefill_worker == index) & np.isnan(cluster.moved.prompt_done_s)
+        theirs = (prompts | (cluster.decode_worker == index)) & (cluster.state == UNFINISHED)
+        return not cluster.workers[index].at and not (theirs & np.isnan(cluster.desk.last_token_s)).any()
+
+    def renew_engine(self, index: int, now: float) -> None:
+        """A worker that was off has a new engine, empty."""
+        cluster, worker = self.cluster, self.cluster.workers[index]
+        worker.catch_up(now)
+        worker.live(Engine(worker.engine.spec, cluster.content, cluster.desk.record), now)
+        if self.slowdowns[index]:
+            worker.set_pace(self.pace(index), now)
 
     def pace(self, index: int) -> float:
         """How many times as long the worker's steps take."""

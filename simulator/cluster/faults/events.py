@@ -11,12 +11,11 @@ import numpy as np
 
 from simulator.cluster.faults.desk import FaultDesk
 from simulator.cluster.faults.plan import Event, Rate
+from simulator.cluster.faults.progress import Progress
 
 if TYPE_CHECKING:
     from simulator.cluster.run import Cluster
 
-#: So many drawn faults in a row between which nothing moved, with nothing to come: the run is stuck, and drawing ends.
-_FAULTS_WITHOUT_PROGRESS = 1000
 #: Sets the draws of faults apart from others under the same seed.
 _STREAM = 0xFA17
 
@@ -30,8 +29,8 @@ class Faults:
         self._cluster, self._desk, self._seed = cluster, desk, seed
         self._shares: dict[str, dict[int, float]] = {}
         self._begun = 0
-        self._idle = 0
-        self._seen: tuple[int, ...] = ()
+        self._stopped = False
+        self._progress = Progress(desk)
         self.happened = {"crash": 0, "slow": 0, "link": 0, "tier": 0}
         for event in desk.plan.events:
             cluster.agenda.add(event.at_s, partial(self._begin, event))
@@ -48,27 +47,16 @@ class Faults:
         self._cluster.agenda.add(at, partial(self._strike, rate, worker, random, repair_s))
 
     def _strike(self, rate: Rate, worker: int, random: np.random.Generator, repair_s: float, now: float) -> None:
-        if self._desk.open == 0 or self._is_stuck():
+        if self._desk.open == 0 or self._stopped:
+            return
+        if self._progress.is_stuck():
+            self._stopped = True
+            self._cluster.warnings += (STUCK,)
             return
         event = Event(rate.kind, now, repair_s, (worker,), factor=rate.factor, silent=rate.silent)
         self._begin(event, now)
         restart_s = self._desk.plan.restart_s[worker] if rate.kind == "crash" else 0.0
         self._draw(rate, worker, random, now + repair_s + restart_s)
-
-    def _is_stuck(self) -> bool:
-        cluster = self._cluster
-        if cluster.source.next_s() < math.inf:
-            return False
-        totals = [engine.totals() for worker in cluster.workers for engine in (*worker.lives, worker.engine)]
-        tokens = int(sum(t.prefill_tokens + t.decode_tokens for t in totals))
-        seen = (self._desk.open, int(self._desk.attempts.number.sum()), tokens)
-        self._idle = self._idle + 1 if seen == self._seen else 0
-        self._seen = seen
-        if self._idle < _FAULTS_WITHOUT_PROGRESS:
-            return False
-        if self._idle == _FAULTS_WITHOUT_PROGRESS:
-            cluster.warnings += (STUCK,)
-        return True
 
     # What happens
 

@@ -104,3 +104,45 @@ class ClientPart(Part):
     first_token_timeout_s: Span | None = None
     cancel_share: Share = 0.0
     cancel_after_s: Span | None = None
+
+
+class ScalePart(Part):
+    """How many of a pool's workers are on: ``workers`` of the pool at most.
+
+    Every ``every_s`` a figure is held against its target, one of these: ``waiting_requests`` or ``requests`` a worker,
+    ``kv_use`` (share of KV memory that requests hold), ``ttft_s`` (mean of the first tokens since the last look). The
+    number wanted is the present one times figure / target, rounded up; figures within ``tolerance`` change nothing, and
+    workers go only when none of the looks within ``cooldown_s`` wanted as many. What goes is drained first. A worker is
+    there ``start_s`` after it is wanted (its restart, where that is not said).
+    """
+
+    pool: Text
+    min_workers: Annotated[int, Field(ge=1, le=100_000)] = 1
+    first_workers: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    waiting_requests: Span | None = None
+    requests: Span | None = None
+    kv_use: Annotated[float, Field(gt=0, le=1)] | None = None
+    ttft_s: Span | None = None
+    every_s: Span = 15.0
+    tolerance: Share = 0.1
+    cooldown_s: Wait = 300.0
+    start_s: Wait | None = None
+
+    @property
+    def figure(self) -> tuple[str, float]:
+        """What is looked at, and its target."""
+        return next(iter(self.figures.items()))
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Those that are given; there has to be one."""
+        given = {name: getattr(self, name) for name in ("waiting_requests", "requests", "kv_use", "ttft_s")}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class AutoscalingPart(Part):
+    """Pools whose size follows the load. ``total_workers``: of all these pools together at once; a pool that wants one
+    more then gets it when another has let one go, which is how machines change between prefill and decode."""
+
+    pools: Annotated[list[ScalePart], Field(min_length=1)]
+    total_workers: Annotated[int, Field(ge=1, le=1_000_000)] | None = None

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from simulator.cluster.faults.parts import ClientPart, EventPart, FaultsPart, HealthPart, RatePart
+from simulator.cluster.faults.parts import AutoscalingPart, ClientPart, EventPart, FaultsPart, HealthPart, RatePart
+from simulator.cluster.faults.scaling_checks import check_autoscaling
 from simulator.cluster.places import Places
 from simulator.errors import TopologyError, unknown
 from simulator.network.fabric import Network
@@ -88,6 +89,7 @@ class FaultPlan:
     waits: bool = False
     transfer_timeout_s: float | None = None
     client: ClientPart = field(default_factory=ClientPart)
+    autoscaling: AutoscalingPart | None = None
 
 
 def plan_faults(
@@ -97,7 +99,7 @@ def plan_faults(
     part, client = topology.faults or FaultsPart(), topology.client or ClientPart()
     if client.cancel_share > 0 and client.cancel_after_s is None:
         raise TopologyError(f"{topology.source}: client: key 'cancel_after_s' is missing beside cancel_share")
-    if not part.events and not part.rates and client == ClientPart():
+    if not part.events and not part.rates and client == ClientPart() and topology.autoscaling is None:
         return None
     place = f"{topology.source}: faults"
     names = _Names(topology, workers, network, cache)
@@ -114,8 +116,10 @@ def plan_faults(
         waits=part.no_worker == "wait",
         transfer_timeout_s=part.transfer_timeout_s,
         client=client,
+        autoscaling=topology.autoscaling,
     )
     _check_client(topology, workers, client)
+    check_autoscaling(topology)
     return plan
 
 
