@@ -43,7 +43,7 @@ def test_faults_that_never_come_change_nothing(case: Case) -> None:
     pool = "prefill" if "2p2d" in case["name"] else "colocated"
     events = [{"kind": "crash", "at_s": 1e8, "worker": f"{pool}-0"}]
     never: dict[str, Any] = {"events": events, "retry": {"limit": 0}}  # what fails without faults fails
-    one, other = (run_case({**case, "faults": faults, "client": {}}) for faults in (never, {}))
+    one, other = (run_case({**case, "faults": faults, "client": {}, "autoscaling": {}}) for faults in (never, {}))
     assert one.faults is not None and other.faults is None
     assert (one.state == COMPLETED).sum() == (other.state == COMPLETED).sum()
     np.testing.assert_array_equal(one.desk.last_token_s, other.desk.last_token_s)

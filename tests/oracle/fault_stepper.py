@@ -123,15 +123,15 @@ class FaultCase:
     def _start(self, index: int, back: float) -> None:
         engine = self.engines[index] = self._engine()
         engine.factor = math.prod(self.factors[index].values())
-        self._note(back, lambda now: self._come_back(index, engine))
+        self._note(back, lambda now: self._come_back(index, engine, now))
 
-    def _come_back(self, index: int, engine: MortalEngine) -> None:
+    def _come_back(self, index: int, engine: MortalEngine, now: float) -> None:
         if self.engines[index] is not engine:
             return
         self.members.add(index)
         held, self.held = sorted(self.held, key=lambda r: r.index), []
-        for r in held:
-            self._deal(r)
+        for r in held:  # once all are back that come back in this instant
+            self._note(now, lambda _, r=r: self._deal(r))
 
     def _pace(self, index: int, number: int, factor: float | None) -> None:
         if factor is None:
