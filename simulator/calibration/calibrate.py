@@ -8,8 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from simulator.calibration.fit import Fitted
-from simulator.calibration.link_fit import LinkFit, host_links, interference, peer_links, write_link
+from simulator.calibration.link_fit import (
+    LinkFit,
+    beside_work,
+    host_links,
+    interference,
+    layout_errors,
+    peer_links,
+    write_link,
+)
 from simulator.calibration.measure.ops import Ops
 from simulator.calibration.measure.plan import Plan, read_plan, tiny_plan
 from simulator.calibration.measure.run import GROUPS, RANKS, Budget, measure, store_at
@@ -57,8 +67,11 @@ def calibrate(asked: Calibration, tell: Callable[[str], None]) -> list[Fitted]:
     kernels = write_gpu(measured, base, asked.out)
     for path, fit in _write_links(measured, load_gpu(base), asked.out).items():
         tell(f"{path.name}: {_words(fit)}")
-    for (method, work, side, timed), factor in interference(measured).items():
-        tell(f"copies by {method} beside {work} on the {side}: {timed} takes {factor:.2f} times as long")
+        if fit.name.startswith("peer/"):
+            off = layout_errors(measured, fit).items()
+            tell(f"{path.name}: median error by layout: {', '.join(f'{name} {100 * e:.1f} %' for name, e in off)}")
+    for line in _beside(measured):
+        tell(line)
     if asked.rows is None:
         write_tables(measured, folder)
     return kernels
@@ -73,14 +86,26 @@ def _write_links(measured: Measured, gpu: Gpu, out: Path) -> dict[Path, LinkFit]
         if fit.name in chosen:
             kind, line_rate = chosen[fit.name]
             path = out.with_name(f"{out.stem}.{kind}.yaml")
-            write_link(fit, kind, line_rate, measured.about, path)
+            # what starts copies, host or graph, does not change what they share with kernels beside them
+            beside = beside_work(measured, "graph") if kind == "nvlink" else 1.0
+            words = "; ".join(_beside(measured))
+            write_link(fit, kind, line_rate, measured.about, path, beside=beside, words=words)
             found[path] = fit
     return found
 
 
+def _beside(measured: Measured) -> list[str]:
+    """What copies and work cost each other, a line a pair."""
+    return [
+        f"copies by {method} beside {work} on the {side}: {timed} takes {factor:.2f} times as long"
+        for (method, work, side, timed), factor in interference(measured).items()
+    ]
+
+
 def _words(fit: LinkFit) -> str:
     rate = f"{fit.bandwidth_bytes_per_s / 1e9:.1f} GB/s"
-    return f"{fit.setup_s * 1e6:.1f} us to begin, {fit.per_piece_s * 1e6:.2f} us a piece, {rate}"
+    off = f"{100 * float(np.median(fit.held_back)):.1f} % off in the median of rows held back"
+    return f"{fit.setup_s * 1e6:.1f} us to begin, {fit.per_piece_s * 1e6:.2f} us a piece, {rate}; {off}"
 
 
 def _check(asked: Calibration) -> None:

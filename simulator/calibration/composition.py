@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import pandas as pd
 
 from simulator.calibration.measure.ops import OWN
 from simulator.calibration.measure.plan import ModelShape, Plan, StepCase
+from simulator.calibration.measure.trace import chunks
 from simulator.calibration.measured import Measured
 from simulator.calibration.measured_rows import US
 
@@ -180,3 +182,21 @@ def composed_steps(measured: Measured, plan: Plan, *, rested: bool) -> Iterator[
         except KeyError:
             continue
         yield Composed(model.name, step, library, rested, float(row["seconds"]), *found)
+
+
+def composed_prompts(measured: Measured, plan: Plan) -> Iterator[Composed]:
+    """Lone prompts after a rest, computed in chunks of the plan's budget one right after the other."""
+    table = measured.table("trace")
+    table = table[table["what"] == "prompt"] if not table.empty else table
+    burst, steady = (_Curves(measured, rested=each) for each in (True, False))
+    models = {model.name: model for model in plan.models}
+    for row in table.to_dict("records"):
+        model, library, new = models[str(row["model"])], str(row["library"]), int(row["new"])
+        pieces = chunks(new, plan.prompt_budget)
+        took = np.array(json.loads(str(row["took_s_readings"]))).reshape(-1, len(pieces))
+        sums: list[dict[str, float]] = []
+        for curves in (burst, steady):
+            steps = [parts(curves, model, StepCase(0, 0, n, past), library) for n, past in pieces]
+            sums.append({f"step {i}": sum(step.values()) for i, step in enumerate(steps)})
+        whole = float(np.median(took.sum(axis=1)))
+        yield Composed(model.name, StepCase(0, 0, new), library, True, whole, *sums)

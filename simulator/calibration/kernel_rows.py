@@ -325,7 +325,7 @@ def moe_rows(folder: Path, gpu: Gpu) -> Iterator[Rows]:
 
 
 _CUSTOM = {"vllm_custom": "vllm_graph", "sglang_custom": "sglang_graph", "trtllm_custom": "trtllm"}
-_COLLECTIVE = {
+COLLECTIVE = {
     "t0_s": Parameter(4e-6, 1e-6, 1e-4),
     "t0_rank_s": Parameter(0.2e-6, 0.0, 2e-5),
     "efficiency": Parameter(0.7, 0.05, 1.2),
@@ -357,7 +357,7 @@ def _collective(gpu: Gpu, name: str, kind: str, group: pd.DataFrame) -> Rows:
 
     columns = columns_of(group, {"ranks": "num_gpus", "bytes": "bytes"})
     source = source_of("collectives", group["library"])
-    return Rows(name, columns, seconds_of(group), {"ranks": 1.0}, "bytes", None, roofline, _COLLECTIVE, {}, source)
+    return Rows(name, columns, seconds_of(group), {"ranks": 1.0}, "bytes", None, roofline, COLLECTIVE, {}, source)
 
 
 def exchange_rows(folder: Path, gpu: Gpu) -> Iterator[Rows]:

@@ -78,13 +78,27 @@ def host_links(measured: Measured) -> list[LinkFit]:
 
 
 def peer_links(measured: Measured) -> list[LinkFit]:
-    """From one GPU to the other, by how the pieces are copied, with one stream."""
+    """From one GPU to the other, by how the pieces are copied: ``peer/METHOD`` with one stream, over all layouts, and
+    ``peer/METHOD/STREAMS streams``."""
     table = measured.table("peers")
     if table.empty:
         return []
-    table = table[table["streams"] == 1].assign(bytes=table["piece_bytes"] * table["pieces"])
-    groups = table.groupby("method")
-    return [fit_link(f"peer/{method}", part) for method, part in groups if len(part) >= LEAST_ROWS]
+    table = table.assign(bytes=table["piece_bytes"] * table["pieces"])
+    groups = [
+        (f"peer/{method}" + ("" if streams == 1 else f"/{streams} streams"), part)
+        for (method, streams), part in table.groupby(["method", "streams"])
+    ]
+    return [fit_link(name, part) for name, part in groups if len(part) >= LEAST_ROWS]
+
+
+def layout_errors(measured: Measured, fit: LinkFit) -> dict[str, float]:
+    """Layout of the pieces -> median relative error of the fit on copies with one stream: how far one law fits all."""
+    table, method = measured.table("peers"), fit.name.split("/")[1]
+    table = table[(table["method"] == method) & (table["streams"] == 1)]
+    size, pieces = (table["piece_bytes"] * table["pieces"]).to_numpy(float), table["pieces"].to_numpy(float)
+    forecast = fit.setup_s + pieces * fit.per_piece_s + size / fit.bandwidth_bytes_per_s
+    off = np.abs(forecast / (table["median_us"].to_numpy(float) * US) - 1.0)
+    return {str(layout): float(part.median()) for layout, part in pd.Series(off).groupby(table["layout"].to_numpy())}
 
 
 def interference(measured: Measured) -> dict[tuple[str, str, str, str], float]:
@@ -98,8 +112,18 @@ def interference(measured: Measured) -> dict[tuple[str, str, str, str], float]:
     return found  # type: ignore[return-value]
 
 
-def write_link(fit: LinkFit, kind: str, line_rate: float, source: str, out: Path) -> None:
-    """A link profile of one link, which topologies name by its path."""
+def beside_work(measured: Measured, method: str) -> float:
+    """How many times longer copies by ``method`` take beside work: the mean over products and decode attention, on the
+    sender and on the receiver; 1 where it was not measured, or where they are none the slower."""
+    found = [f for (by, _, _, timed), f in interference(measured).items() if by == method and timed == "copy"]
+    return max(1.0, float(np.mean(found))) if found else 1.0
+
+
+def write_link(
+    fit: LinkFit, kind: str, line_rate: float, source: str, out: Path, *, beside: float = 1.0, words: str = ""
+) -> None:
+    """A link profile of one link, which topologies name by its path. ``beside``: see ``Link.beside_work``, and
+    ``words`` what else was seen of it, for its source."""
     error = f"held back: {100 * float(np.median(fit.held_back)):.1f} % in the median of {fit.rows} rows"
     entry = {
         "kind": kind,
@@ -112,6 +136,9 @@ def write_link(fit: LinkFit, kind: str, line_rate: float, source: str, out: Path
             **dict.fromkeys(("efficiency", "setup_s", "per_descriptor_s"), f"{source}; {fit.name}, {error}"),
         },
     }
+    if beside > 1.0:
+        entry["beside_work"] = round(beside, 4)
+        entry["sources"]["beside_work"] = f"{source}; {words}"  # type: ignore[index]
     partial = out.with_name(out.name + ".partial")
     partial.write_text(yaml.safe_dump({out.stem.replace(".", "_"): entry}, sort_keys=False), encoding="utf-8")
     partial.replace(out)

@@ -25,6 +25,7 @@ SOURCES: tuple[Callable[[Measured, Gpu], Iterator[Rows]], ...] = (
     measured_rows.decode_rows,
     measured_rows.moe_rows,
     measured_rows.element_rows,
+    measured_rows.collective_rows,
 )
 #: Parameters that rows of one kernel must outnumber, to be fitted at all.
 LEAST_ROWS = 3

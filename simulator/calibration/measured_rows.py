@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from simulator.calibration.kernel_rows import (
+    COLLECTIVE,
     DECODE,
     FILL_TOKENS,
     GEMM,
@@ -30,11 +31,13 @@ from simulator.calibration.kernel_rows import (
     with_units,
 )
 from simulator.calibration.measured import Measured
+from simulator.cost.collectives import RING, link_bandwidth
 from simulator.cost.kernels import gemm_format
 from simulator.cost.roofline import (
     Chunks,
     MoeShape,
     active_experts,
+    collective_time,
     decode_attention_time,
     gemm_time,
     moe_time,
@@ -137,6 +140,29 @@ def moe_rows(measured: Measured, gpu: Gpu) -> Iterator[Rows]:
         name = f"moe/torch/bf16-{'balanced' if even else 'skewed'}"
         fixed = {"launch": ONE_CALL}
         yield Rows(name, columns, seconds(group), shape, "tokens", None, roofline, MOE, fixed, measured.about)
+
+
+#: Collectives as the tables of kernels call them.
+_KINDS = {"all_reduce": "all_reduce", "all_to_all": "alltoall"}
+
+
+def collective_rows(measured: Measured, gpu: Gpu) -> Iterator[Rows]:
+    """Sums and exchanges through NCCL. What each further rank costs takes more than one count of ranks to tell: with
+    two it is part of the fixed time."""
+    table = measured.table("collectives")
+    for operation, group in table.groupby("operation") if not table.empty else ():
+        kind = _KINDS[str(operation)]
+
+        def roofline(p: Mapping[str, float], c: Columns, kind: str = kind) -> Floats:
+            n = c["ranks"]
+            share = RING[kind] * (n - 1) / n
+            return collective_time(link_bandwidth(gpu), p, n, c["bytes"], share).seconds  # type: ignore[arg-type]
+
+        columns = columns_of(group, {"ranks": "ranks", "bytes": "bytes"})
+        fixed = {"t0_rank_s": 0.0} if group["ranks"].nunique() == 1 else {}
+        kept = {name: p for name, p in COLLECTIVE.items() if name not in fixed}
+        shape, name = {"ranks": 1.0}, f"{kind}/nccl/nccl"
+        yield Rows(name, columns, seconds(group), shape, "bytes", None, roofline, kept, fixed, measured.about)
 
 
 def _moved(row: Mapping[str, float], op: str) -> float:

@@ -61,14 +61,14 @@ def ports_of(network: NetworkPart, gpu: Gpu, wiring: Wiring, place: str) -> Port
     nvlink_rate = (network.nvlink_gbyte_per_s or 0.0) * GB or gpu.nvlink_bandwidth_bytes_per_s
     card_rate = (network.nic_gbit_per_s or 0.0) * GB / BITS_PER_BYTE
     pcie = nearest_link("pcie", gpu.pcie_bandwidth_bytes_per_s)
-    lanes = gpu.pcie_bandwidth_bytes_per_s * pcie.efficiency
+    lanes = gpu.pcie_bandwidth_bytes_per_s * pcie.reached
     if network.kind == "nvlink":
         if named and not network.nvlink_gbyte_per_s:
             nvlink_rate = named.bandwidth_bytes_per_s
         if nvlink_rate <= 0:
             raise TopologyError(f"{place}.kind: {gpu.name} has no NVLink; use rdma or ethernet")
         link = named or nearest_link("nvlink", nvlink_rate)
-        return Ports(link, None, pcie, nvlink_rate * (network.efficiency or link.efficiency), 0.0, 0.0, lanes, 0.0)
+        return Ports(link, None, pcie, nvlink_rate * (network.efficiency or link.reached), 0.0, 0.0, lanes, 0.0)
     if not card_rate:
         share = gpu.nic_bandwidth_bytes_per_s * wiring.gpus_per_node / wiring.nics_per_node
         card_rate = named.bandwidth_bytes_per_s if named else share
@@ -76,10 +76,10 @@ def ports_of(network: NetworkPart, gpu: Gpu, wiring: Wiring, place: str) -> Port
         raise TopologyError(f"{place}.nic_gbit_per_s: {gpu.name} has no network card of its own; give a number")
     card = named or nearest_link(network.kind, card_rate)
     nvlink = nearest_link("nvlink", nvlink_rate) if nvlink_rate > 0 else None
-    effective = nvlink_rate * nvlink.efficiency if nvlink else 0.0
+    effective = nvlink_rate * nvlink.reached if nvlink else 0.0
     cores = (network.cores_per_gpu or 1.0) / card.cpu_s_per_byte if card.cpu_s_per_byte else 0.0
     return Ports(
-        nvlink, card, pcie, effective, card_rate * (network.efficiency or card.efficiency), card_rate, lanes, cores
+        nvlink, card, pcie, effective, card_rate * (network.efficiency or card.reached), card_rate, lanes, cores
     )
 
 

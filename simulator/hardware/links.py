@@ -14,7 +14,14 @@ from simulator.errors import TopologyError, unknown
 from simulator.resources import shipped
 from simulator.schema import Schema, check, read_yaml
 
-_NUMBERS = ("bandwidth_bytes_per_s", "efficiency", "setup_s", "per_descriptor_s", "cpu_s_per_byte")
+_NUMBERS = (
+    "bandwidth_bytes_per_s",
+    "efficiency",
+    "setup_s",
+    "per_descriptor_s",
+    "cpu_s_per_byte",
+    "beside_work",
+)
 
 
 @dataclass(frozen=True)
@@ -24,8 +31,10 @@ class Link:
 
     ``kind``: nvlink, pcie, rdma or ethernet. ``bandwidth_bytes_per_s`` is the line rate of one GPU's link or one card;
     ``efficiency`` the part of it a long transfer reaches. ``cpu_s_per_byte``: time of a core for each byte, at either
-    end, 0 where cards move bytes by themselves. ``by_name_only``: one system's figures, which stand for no other link
-    of that kind. ``sources``: field -> where it is from; "estimate" where nobody has published one.
+    end, 0 where cards move bytes by themselves. ``beside_work``: how many times longer the bytes of a transfer take
+    while the GPUs at its ends compute, as they do in an engine at work. ``by_name_only``: one system's figures, which
+    stand for no other link of that kind. ``sources``: field -> where it is from; "estimate" where nobody has published
+    one.
     """
 
     name: str
@@ -35,13 +44,19 @@ class Link:
     setup_s: float
     per_descriptor_s: float
     cpu_s_per_byte: float = 0.0
+    beside_work: float = 1.0
     by_name_only: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def reached(self) -> float:
+        """Part of the line rate that a long transfer reaches beside the work of an engine."""
+        return self.efficiency / self.beside_work
+
+    @property
     def effective_bandwidth_bytes_per_s(self) -> float:
-        """What a long transfer reaches."""
-        return self.bandwidth_bytes_per_s * self.efficiency
+        """What a long transfer reaches beside the work of an engine."""
+        return self.bandwidth_bytes_per_s * self.reached
 
     @property
     def source(self) -> str:
@@ -59,6 +74,7 @@ class LinkFile(Schema):
     setup_s: float = Field(ge=0, le=60)
     per_descriptor_s: float = Field(ge=0, le=1)
     cpu_s_per_byte: float = Field(default=0.0, ge=0, le=1)
+    beside_work: float = Field(default=1.0, ge=1, le=100)
     by_name_only: bool = False
     sources: dict[str, str]
 

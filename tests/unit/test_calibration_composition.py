@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.calibration.composition import HELD_BACK_AFTER_S, Composed, composed_steps, makespan
+from simulator.calibration.composition import HELD_BACK_AFTER_S, Composed, composed_prompts, composed_steps, makespan
 from simulator.calibration.measure.layer import COMMON, MOST_LEFT_OUT, StepRun
 from simulator.calibration.measure.numpy_ops import NumpyOps
 from simulator.calibration.measure.ops import Array
@@ -36,6 +36,17 @@ def test_steps_measured_whole_are_the_sum_of_their_kernels(rested: bool) -> None
     assert missed == known
     engine = [s for s in steps if s.library == "vllm"]
     assert max(abs(s.error) for s in engine) < 0.05
+
+
+def test_lone_prompts_are_the_sum_of_their_kernels_held_back_by_power() -> None:
+    prompts = list(composed_prompts(read_measured(STEPS), read_plan(MEASURED / "plan_steps.json")))
+    assert {(p.library, p.step.new) for p in prompts} == {
+        (k, n) for k in ("own", "vllm") for n in (512, 2048, 8192, 30000)
+    }
+    assert all(abs(p.error) < 0.05 for p in prompts)
+    engine = {p.step.new: sum(p.burst_s.values()) / p.whole_s - 1 for p in prompts if p.library == "vllm"}
+    assert engine[2048] == pytest.approx(0.0, abs=0.02)  # as after a rest all along
+    assert engine[30000] < -0.12
 
 
 def test_the_power_limit_holds_once_a_rested_step_is_long_enough() -> None:

@@ -6,19 +6,16 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from simulator.calibration import calibrate as calibrate_module
 from simulator.calibration.fit import fit_measured, fit_parameters
-from simulator.calibration.link_fit import fit_link, host_links, interference
 from simulator.calibration.measure.moe import choices
 from simulator.calibration.measure.numpy_ops import NumpyOps
 from simulator.calibration.measure.ops import Paged, Work
-from simulator.calibration.measure.peers import places
 from simulator.calibration.measure.plan import read_plan, tiny_plan
 from simulator.calibration.measure.run import GROUPS, Budget, measure, store_at
-from simulator.calibration.measured import Measured, read_measured
+from simulator.calibration.measured import read_measured
 from simulator.calibration.measured_fit import base_of
 from simulator.calibration.measured_rows import element_rows, prefill_rows
 from simulator.calibration.plans import catalogue_plan, step_plan
@@ -223,62 +220,15 @@ def test_flash_attention_reads_earlier_pages_as_fast_as_its_own() -> None:
     assert fit_measured(small).table is None
 
 
-def test_the_terms_of_a_link_come_back_from_copies_made_of_them() -> None:
-    pieces, size = (a.ravel() for a in np.meshgrid(2.0 ** np.arange(10), 4.0 ** np.arange(8, 14)))
-    table = pd.DataFrame({"pieces": pieces, "bytes": size, "median_us": 10.0 + 3.0 * pieces + size / 50e3})
-    found = fit_link("made", table)
-    assert found.setup_s == pytest.approx(10e-6, rel=1e-3)
-    assert found.per_piece_s == pytest.approx(3e-6, rel=1e-3)
-    assert found.bandwidth_bytes_per_s == pytest.approx(50e9, rel=1e-3)
-    assert found.held_back.size
-    assert found.held_back.max() < 1e-3
-    with pytest.raises(InputError, match="5 rows"):
-        fit_link("made", table[:5])
-
-
-def test_a_kernel_that_fetches_all_blocks_pays_nothing_for_each() -> None:
-    """The figures of docs/calibration.md on host copies."""
-    links = {fit.name: fit for fit in host_links(read_measured(H200))}
-    assert set(links) == {f"{way}/{m}" for way in ("host_to_device", "device_to_host") for m in ("calls", "kernel")}
-    for way in ("host_to_device", "device_to_host"):
-        assert 2e-6 < links[f"{way}/calls"].per_piece_s < 3.5e-6
-        assert links[f"{way}/kernel"].per_piece_s < 1e-8
-        assert 50e9 < links[f"{way}/kernel"].bandwidth_bytes_per_s < 64e9
-
-
-def test_interference_is_how_much_longer_it_takes_beside_the_other() -> None:
-    about = {"method": "graph", "beside": "product", "side": "sender", "timed": "copy"}
-    lines = [{**about, "loaded": loaded, "median_us": us} for loaded, us in ((False, 10.0), (True, 13.0))]
-    found = interference(Measured({"interference": pd.DataFrame(lines)}, {}))
-    assert found == {("graph", "product", "sender", "copy"): pytest.approx(1.3)}
-
-
-def test_pieces_of_a_layer_lie_in_its_part_of_the_source() -> None:
-    order = np.random.default_rng(0).permutation(256)[:128].tolist()
-    assert places(order, "range") == [0]
-    assert places(order, "blocks") == order
-    layered = places(order, "layers")
-    assert sorted(layered) == sorted(order)
-    parts = [place * 32 // 256 for place in layered]
-    assert parts == sorted(parts)
-    assert layered != sorted(layered)
-
-
-@pytest.mark.slow
-def test_two_processes_sum_exchange_and_share_a_step() -> None:
-    pytest.importorskip("torch")
-    from simulator.calibration.measure.ranks import measure_ranks
-
-    plan = tiny_plan()
-    rows = measure_ranks("cpu", plan)
-    assert len([r for r in rows if r["group"] == "collectives"]) == 2 * len(plan.collective_bytes)
-    assert len([r for r in rows if r["group"] == "tp_step"]) == len(plan.steps)
-    assert all(float(str(r["median_s"])) > 0 for r in rows)
-
-
 @pytest.mark.slow
 def test_the_whole_program_runs_on_torch(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    words = ["calibrate", "--tiny", "--device", "cpu", "--groups", "gemm_bf16", "step", "copies"]
+    words = [
+        "calibrate",
+        "--tiny",
+        "--device",
+        "cpu",
+        *(w for name in ("gemm_bf16", "step", "copies") for w in ("--groups", name)),
+    ]
     assert main([*words, "--out", str(tmp_path / "here.yaml")]) == 0
     assert '"error"' not in (tmp_path / "here.measured" / "rows.jsonl").read_text()

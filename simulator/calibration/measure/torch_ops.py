@@ -22,6 +22,7 @@ from simulator.calibration.measure.ops import OWN, Array, Paged, Pattern, Timing
 from simulator.calibration.measure.plan import Plan
 from simulator.calibration.measure.store import Row
 from simulator.calibration.measure.timing import summary, wall_clock, wall_trace
+from simulator.calibration.measure.torch_pools import Pools
 from simulator.calibration.measure.torch_trace import traced
 
 _TYPES = {
@@ -59,6 +60,7 @@ class TorchOps:
         self.device = torch.device(device)
         torch.manual_seed(seed)
         self._kernels = torch_kernels.choose(self.kind)
+        self._pools = Pools(self.device, min(GPU_POOL, self.memory_bytes() // 10) if self.kind == "cuda" else CPU_POOL)
         self._sides: list[torch.cuda.Stream] = []
         self._peers: dict[int, TorchOps] = {}
         path = find_library(flash) if self.kind == "cuda" else None
@@ -119,42 +121,12 @@ class TorchOps:
 
     # -- arrays --------------------------------------------------------------------------------------------------
 
-    def _filled(self, size: float) -> torch.Tensor:
-        count = min(GPU_POOL, self.memory_bytes() // 10) if self.kind == "cuda" else CPU_POOL
-        pool = torch.empty(count, dtype=torch.bfloat16, device=self.device)
-        for part in pool.split(2**28):
-            part.uniform_(-size, size)
-        return pool
-
-    @cached_property
-    def _pool(self) -> torch.Tensor:
-        return self._filled(0.02)
-
-    @cached_property
-    def _pool_kv(self) -> torch.Tensor:
-        return self._filled(1.0)
-
-    @cached_property
-    def _pool8(self) -> torch.Tensor:
-        part = self._pool[: self._pool.numel() // 2]
-        return torch.cat([(p * 50).to(torch.float8_e4m3fn) for p in part.split(2**28)])
-
     def random(self, shape: Sequence[int], kind: str = "bf16") -> Array:
         found = torch.randn(tuple(shape), dtype=torch.bfloat16, device=self.device)
         return found.to(_TYPES[kind])
 
     def weights(self, shape: Sequence[int], kind: str, index: int) -> Array:
-        pool = {"fp8": "_pool8", "kv": "_pool_kv"}.get(kind, "_pool")
-        return self._view(getattr(self, pool), shape, index)
-
-    def _view(self, pool: torch.Tensor, shape: Sequence[int], index: int) -> torch.Tensor:
-        size = math.prod(shape)
-        step = -(-size // 128) * 128
-        slots = max(pool.numel() // step, 1)
-        at = index % slots * step
-        if at + size > pool.numel():
-            raise RuntimeError(f"{tuple(shape)} does not fit into a pool of {pool.numel()} numbers")
-        return pool[at : at + size].view(tuple(shape))
+        return self._pools.view(shape, kind, index)
 
     def empty(self, shape: Sequence[int], kind: str = "bf16") -> Array:
         return torch.empty(tuple(shape), dtype=_TYPES[kind], device=self.device)
@@ -399,6 +371,10 @@ class TorchOps:
         launches = max(min(work.copies, math.ceil(ROTATE_S / rough)), math.ceil(GRAPH_S / rough))
         launches = max(1, min(launches, MOST_LAUNCHES))
         return self._captured(work, range(launches)), launches
+
+    def captured(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """One run as a graph."""
+        return self._captured(Work(lambda i: run()), range(1))
 
     def _captured(self, work: Work, indices: range) -> torch.cuda.CUDAGraph:
         graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.device)
