@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from simulator.units import SAME_INSTANT_S
+
 
 def figures(value: float, digits: int = 3) -> str:
     """``value`` to ``digits`` significant figures, in plain notation: 0.0123, 4.57, 12,300."""
@@ -15,10 +17,10 @@ def figures(value: float, digits: int = 3) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A time: ``850 us``, ``48.2 ms``, ``1.93 s``, ``95 s``; a dash where there is none."""
+    """A time: ``850 us``, ``48.2 ms``, ``1.93 s``, ``95 s``; a dash where there is none, 0 where rounding is all."""
     if value is None or math.isnan(value):
         return "–"
-    if value == 0:
+    if abs(value) < SAME_INSTANT_S:
         return "0 s"
     for limit, scale, unit in ((1e-3, 1e6, "us"), (1.0, 1e3, "ms")):
         if abs(value) < limit * (1 - 5e-4):

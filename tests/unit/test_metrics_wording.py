@@ -37,6 +37,7 @@ def test_other_numbers_of_figures():
         (None, "–"),
         (math.nan, "–"),
         (0.0, "0 s"),
+        (-9.7e-17, "0 s"),
         (850e-6, "850 us"),
         (0.99940e-3, "999 us"),
         (0.99960e-3, "1.00 ms"),

@@ -133,7 +133,7 @@ def _explicit() -> dict[str, dict[str, Any]]:
     return {
         "colocated": {
             "name": "colocated",
-            "engine": {"profile": "vllm-0.25", "async_scheduling": False, "prefix_caching": False},
+            "engine": "vllm-0.5",  # as an early vLLM plans its batches
             "pools": [{"name": "whole", "role": "colocated", "step_time": whole, "kv_blocks": blocks}],
         },
         "prefill": _apart(_pool("prefill", 1, _affine(prefill, INPUTS), blocks), _pool("decode", 8, _NONE, room)),
