@@ -59,6 +59,7 @@ class CostsFile(Schema):
     eager_layer_s: HostSeconds = 0.0
     eager_moe_layer_s: HostSeconds = 0.0
     eager_mla_layer_s: HostSeconds = 0.0
+    eager_block_gemm_s: HostSeconds = 0.0
     frontend_s: HostSeconds
     detokenise_s: HostSeconds
     frontend_prompt_token_s: HostSeconds = 0.0
@@ -92,9 +93,10 @@ class EngineCosts:
     one CUDA graph: a floor under its GPU time. ``mixed_gap_s``: what such a step takes more than its GPU work.
     ``mixed_graph_tokens``: steps of more tokens launch every kernel on its own (0: they always do, or the floor above
     says it all), at host seconds of ``eager_layer_s`` a layer, ``eager_moe_layer_s`` more with routed experts (Triton
-    kernels; those of one call take less) and ``eager_mla_layer_s`` more with MLA. ``launch_ahead``: with overlap, one
-    with prefill tokens is launched while the one before it runs, whose tokens are handed out only afterwards, and
-    ``mixed_step_s`` is what goes by before its first kernel; without, launching is a floor under the step's own time.
+    kernels; those of one call take less) and ``eager_mla_layer_s`` more with MLA, and ``eager_block_gemm_s`` more for
+    each GEMM in fp8_block (see ``simulator.cost.launches``). ``launch_ahead``: with overlap, one with prefill tokens is
+    launched while the one before it runs, whose tokens are handed out only afterwards, and ``mixed_step_s`` is what
+    goes by before its first kernel; without, launching is a floor under the step's own time.
     ``launch_jitter``: share of such a launch that is exponentially distributed. ``frontend_s``: per request before it
     is first scheduled, and ``frontend_prompt_token_s`` for each token of its prompt (parsing, tokenising, passing on);
     ``detokenise_s``: from a token's step to the client. ``frontend_request_s``,
@@ -143,6 +145,7 @@ class EngineCosts:
     routing: str
     decode_routing: str
     experts: ExpertParallelism = field(default_factory=ExpertParallelism)
+    eager_block_gemm_s: float = 0.0
     frontend_prompt_token_s: float = 0.0
     frontend_request_s: float = 0.0
     frontend_token_s: float = 0.0

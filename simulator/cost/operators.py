@@ -237,25 +237,14 @@ class Step:
             return self.costs.routing
         return "skewed" if self.model.moe is not None and self.model.moe.groups > 1 else "balanced"
 
-    def _experts_kernel(self) -> tuple[Kernel, GemmFormat]:
+    def experts_kernel(self) -> tuple[Kernel, GemmFormat]:
         kind, form = gemm_format(self.gpu, self.precision.weights, self.precision.gemm_arithmetic, experts=True)
         form = replace(form, widened_per_s=form.widened_per_s * self.costs.expert_widening)
         names = [f"{f}-{self.routing}" for f in nearest_formats(kind)]
         return self.kernels.find("moe", self.costs.expert_kernels or self.costs.kernels, *names), form
 
-    def eager_launch_s(self) -> float:
-        """Host seconds to launch a step kernel by kernel."""
-        costs, model = self.hosted, self.model
-        layer_s = costs.eager_layer_s + (costs.eager_mla_layer_s if model.mla is not None else 0.0)
-        if not model.moe_layers:
-            return layer_s * model.layers
-        kernel, form = self._experts_kernel()
-        # experts that widen their weights are one call (Marlin, triton_kernels), whichever kernel stands in for them
-        parts = self.kernels.find("widening", "any", "any") if form.widened_per_s else kernel
-        return layer_s * model.layers + costs.eager_moe_layer_s * parts.parameters["launch"] * model.moe_layers
-
     def _experts(self, layers: int, *, identical: bool = False) -> Operator:
-        kernel, form = self._experts_kernel()
+        kernel, form = self.experts_kernel()
         shape = self.moe_shape()
         key = (shape.hidden, shape.width, shape.top_k, shape.experts, shape.local_experts)
 

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from simulator.cost.engine_costs import EngineCosts
 from simulator.cost.kernels import at_least_one
 from simulator.cost.knots import CHUNK_RATIO, at_all_counts, context_knots, past_knots, spaced
+from simulator.cost.launches import eager_launch_s
 from simulator.cost.operators import Operator, Step
 from simulator.cost.roofline import Floats, Time
 from simulator.cost.table import StepCostTable
@@ -139,7 +140,7 @@ def _fullest_rank(step: Step, chunks: int) -> float:
 
 def _eager_launch(step: Step, tokens: Floats) -> Floats:
     """Host seconds to launch a step kernel by kernel; nothing while it fits in CUDA graphs."""
-    return np.where(step.local(tokens) > step.costs.mixed_graph_tokens, step.eager_launch_s(), 0.0)
+    return np.where(step.local(tokens) > step.costs.mixed_graph_tokens, eager_launch_s(step), 0.0)
 
 
 def _prepare_s(costs: EngineCosts) -> float:

@@ -33,6 +33,7 @@ FITTED = (
     "eager_mla_layer_s",
     "cold_prompt_s",
     "cold_past_s",
+    "eager_block_gemm_s",
 )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from simulator.cost import table as compiled
 from simulator.cost.engine_costs import load_engine_costs
+from simulator.cost.launches import block_gemms, eager_launch_s
 from simulator.cost.operators import Step
 from simulator.cost.step import (
     build_step_cost,
@@ -210,3 +211,31 @@ def test_shared_experts_beside_the_routed_ones_cost_their_bytes_in_decode_alone(
     gone = decode_step_seconds(apart, 64, 64 * 500) - decode_step_seconds(beside, 64, 64 * 500)
     assert gone == pytest.approx(saved)
     assert mixed_step_seconds(beside, [(256, 0)]) == mixed_step_seconds(apart, [(256, 0)])
+
+
+def test_gemms_scaled_by_blocks_take_the_host_longer_to_launch() -> None:
+    step = step_of(("deepseek-v3", "b200_sxm", Precision("fp8_block"), Parallel(tp=8), "tensorrt-llm"))
+    assert block_gemms(step) == 3 * 61 + 2 * (3 + 58)
+    fp4 = replace(step, precision=Precision("nvfp4", attention_weights="bf16"))
+    assert block_gemms(fp4) == 0
+    more = eager_launch_s(step) - eager_launch_s(fp4)
+    assert more == pytest.approx(block_gemms(step) * step.hosted.eager_block_gemm_s) and more > 0.01
+    dense = step_of(("qwen3-32b", "h100_sxm", Precision("fp8_block"), Parallel(), "tensorrt-llm"))
+    assert block_gemms(dense) == 4 * 64
+
+
+def test_what_an_expert_backend_takes_beside_its_kernels() -> None:
+    step = step_of(("deepseek-v3", "b200_sxm", Precision("fp8_block"), Parallel(tp=8, ep=8), "tensorrt-llm"))
+    slow = replace(step, costs=replace(step.costs, expert_routing_s=1e-5, expert_token_s=1e-6))
+    for seqs in (1, 64):
+        slower, plain = (decode_step_seconds(s, seqs, seqs * 1000) for s in (slow, step))
+        assert slower - plain == pytest.approx(58 * (1e-5 + 1e-6 * seqs))
+
+
+def test_experts_that_widen_faster_are_bound_by_memory() -> None:
+    step = step_of(("gpt-oss-120b", "h200_sxm", Precision("mxfp4"), Parallel(tp=2), "tensorrt-llm"))
+    times = [
+        decode_step_seconds(replace(step, costs=replace(step.costs, expert_widening=w)), 64, 64_000)
+        for w in (0.5, 1.0, 9.0, 10.0)
+    ]
+    assert times[0] > times[1] > times[2] == times[3]

@@ -151,6 +151,17 @@ def test_prompts_of_uncut_engines_fit_a_step(tmp_path: Path) -> None:
 DEEPSEEK = {"backend": "trtllm", "origin": "inferencex", "model": "deepseek-ai/DeepSeek-V3", "system": "b200_sxm"}
 
 
+def test_what_the_gpt_oss_and_first_nvidia_runs_were_started_with(tmp_path: Path) -> None:
+    oss = {"backend": "trtllm", "model": "openai/gpt-oss-120b", "precision": "fp4", "origin": "inferencex"}
+    for system, experts, cache in (("b200_sxm", "TRTLLM", "fp8"), ("h200_sxm", "TRITON", "bf16")):
+        found = recipe_of(point(tmp_path, **oss | {"system": system}), "colocated")
+        assert (found.settings["moe_backend"], found.precision.kv_cache) == (experts, cache)
+    own = {"backend": "trtllm", "origin": "nvidia", "precision": "fp8", "concurrency": 8}
+    for version, prompt, tokens in (("1.0.0rc3", 128, 2048), ("1.0.0rc3", 4096, 4104), ("1.1.0", 1024, 2532)):
+        run = point(tmp_path, **own | {"backend_version": version, "isl": prompt})
+        assert recipe_of(run, "colocated").settings["max_num_tokens"] == tokens
+
+
 def test_runs_with_draft_tokens_are_known_by_image_and_day(tmp_path: Path) -> None:
     run = DEEPSEEK | {"precision": "fp4", "tp_size": 8, "moe_tp_size": 8, "concurrency": 8, "measured": "2026-01-14"}
     assert draft_tokens(point(tmp_path, **run, backend_version="1.2.0rc6.post3")) == 3
