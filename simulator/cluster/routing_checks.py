@@ -70,6 +70,11 @@ def _check_admission(topology: Topology, place: str) -> None:
     place = f"{place}: admission"
     if admission.kind not in ADMISSION:
         raise TopologyError(unknown(f"{place}.kind", "admission", admission.kind, ADMISSION))
+    if (admission.kind == "queue") != (admission.max_waiting is not None):
+        what = "is missing" if admission.kind == "queue" else "means nothing for this kind; allowed: kind queue"
+        raise TopologyError(f"{place}: key 'max_waiting' {what}")
+    if admission.kind == "queue":
+        return
     if admission.ttft is None and admission.tpot is None:
         raise TopologyError(f"{place}: key 'ttft' or 'tpot' is missing: the target that may not be missed")
     if admission.kind == "predicted" and admission.decode_s is None:

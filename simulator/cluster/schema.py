@@ -182,13 +182,15 @@ class RoutingPart(Part):
 class AdmissionPart(Part):
     """Early rejection: a request is turned away at once if a target (durations, as ``2s``) is predicted to be missed.
 
-    ``decode_s``: how long a request is taken to decode, for the kind that looks ahead.
+    ``decode_s``: how long a request is taken to decode, for the kind that looks ahead. Kind ``queue`` goes by
+    ``max_waiting`` alone: nothing is taken while so many requests wait at every worker.
     """
 
     kind: Text
     ttft: Text | None = None
     tpot: Text | None = None
     decode_s: Positive | None = None
+    max_waiting: Count | None = None
 
 
 class TargetsPart(Part):

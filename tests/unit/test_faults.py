@@ -122,6 +122,50 @@ def test_clients_leave() -> None:
     assert record.state.tolist() == [CANCELLED] * 2
 
 
+def test_a_run_in_which_nothing_can_move_ends_and_says_so() -> None:
+    """All prefill workers are gone for good; decode workers die and come back for as long as anybody waits."""
+    faults = {
+        "events": [{"kind": "crash", "pool": "prefill", "at_s": 0.01}],
+        "rates": [{"kind": "crash", "pool": "decode", "mtbf_s": 10.0, "mttr_s": 1.0}],
+        "no_worker": "wait",
+    }
+    values = load_topology("llama-3.1-8b/h100_sxm/1p1d").to_dict() | {"faults": faults}
+    run = run_plan(assemble(load_topology(values)), lone(), parse_arrivals("trace"))
+    assert (
+        run.record.state.tolist() == [UNFINISHED] and "nothing moves any more: no more faults are drawn" in run.warnings
+    )
+    assert run.record.reasons[int(run.record.reason[0])] == "no worker is left that could take it"
+
+
+def test_a_full_queue_turns_requests_away() -> None:
+    """One request runs, two may wait; with prompts of 20 ms and 20 steps each, the fourth to sixth find no room."""
+    trace = Trace.from_columns([0.0, 0.05, 0.06, 0.07, 0.08, 0.09], [100] * 6, [20] * 6)
+    engine = {**ONE["engine"], "max_num_seqs": 1}
+    pools = [{"name": "all", "role": "colocated"}]
+    record = outcome({}, trace, engine=engine, pools=pools, admission={"kind": "queue", "max_waiting": 2}).record
+    assert record.state.tolist() == [COMPLETED] * 3 + [REJECTED] * 3
+    assert record.reasons == ("turned away: 2 requests wait at every worker",)
+    for admission, said in (({"kind": "queue"}, "is missing"), ({"kind": "early", "max_waiting": 3}, "means nothing")):
+        with pytest.raises(TopologyError, match=said):
+            load_topology({**ONE, "admission": admission})
+
+
+def test_a_cut_link_holds_kv_up_for_as_long_as_it_is_cut(tmp_path: Path) -> None:
+    """The prompt is done within 0.4 s; its KV then waits for the link until 3 s, or for what the time-out allows."""
+    name, trace = "llama-3.1-8b/h100_sxm/1p1d", Trace.from_columns([0.0], [8000], [4])
+    cut = {"events": [{"kind": "link", "link": "prefill-0 * out", "at_s": 0.0, "duration_s": 3.0}]}
+    runs = []
+    for faults in ({}, cut, {**cut, "transfer_timeout_s": 1.0, "retry": {"limit": 1}}):
+        values = load_topology(name).to_dict() | {"faults": faults}
+        runs.append(run_plan(assemble(load_topology(values)), trace, parse_arrivals("trace")).record)
+    plain, held, late = runs
+    shown = float(plain.part_kv_transfer_s[0])
+    begun = float(plain.part_queue_s[0] + plain.part_prefill_s[0])
+    assert 3.0 < held.first_token_s[0] < 3.0 + shown + 0.05 and held.part_kv_transfer_s[0] > 3.0 - begun - 0.05
+    assert held.part_prefill_s[0] == plain.part_prefill_s[0]
+    assert late.state[0] == FAILED and late.reasons[int(late.reason[0])] == "its KV cache was under way for too long"
+
+
 def test_the_result_counts_what_happened(tmp_path: Path) -> None:
     file = tmp_path / "faults.yaml"
     file.write_text("events: [{kind: crash, worker: decode-1, at_s: 2, silent: true}]\nhealth: {interval_s: 1}\n")

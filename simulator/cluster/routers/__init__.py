@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from simulator.cluster.routers.admission import Admission, early, predicted
+from simulator.cluster.routers.admission import Admission, early, predicted, queue
 from simulator.cluster.routers.affinity import prefix_affinity, prefix_aware, session_affinity
 from simulator.cluster.routers.base import Asked, Decision, Front, Pool, Prompts
 from simulator.cluster.routers.dynamo import dynamo
@@ -47,7 +47,7 @@ ROUTERS: dict[str, Router] = {
 
 JOINT: dict[str, Joint] = {"mooncake": mooncake, "splitwise": splitwise}
 
-ADMISSION: dict[str, Admission] = {"early": early, "predicted": predicted}
+ADMISSION: dict[str, Admission] = {"early": early, "predicted": predicted, "queue": queue}
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "prefix_aware": ("balance",),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 
-from simulator.cluster.routers.base import Asked, Decision, Front
+from simulator.cluster.routers.base import WAITING, Asked, Decision, Front
 from simulator.cluster.routers.mooncake import decode_choice, held, queue_s
 from simulator.cluster.schema import AdmissionPart
 from simulator.units import parse_duration
@@ -40,6 +40,14 @@ def predicted(front: Front, request: Asked, decision: Decision) -> str | None:
     coming = front.entry.ledger.done_within(ttft_s, request.now_s) if front.second.workers else 0
     growth = max(running + coming - leaving, 0.0) / running
     return _reason(front, ttft_s, now * growth)
+
+
+def queue(front: Front, request: Asked, decision: Decision) -> str | None:
+    """Overload: every worker that could take the request has its queue full (as gateways answer 429 or 529)."""
+    most = front.admission.max_waiting if front.admission is not None else None
+    if most is None or not front.entry.workers or front.entry.look(request.now_s)[:, WAITING].min() < most:
+        return None
+    return f"turned away: {most} requests wait at every worker"
 
 
 def predicted_ttft_s(front: Front, request: Asked, decision: Decision) -> float:
