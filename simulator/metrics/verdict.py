@@ -35,7 +35,7 @@ def verdict(entries: Sequence[Entry], slo: SLO, same: Same) -> str:
     # the caveat comes first where it holds for every figure that follows
     place = 0 if all(entry["saturated"] for entry in entries) else len(said)
     said.insert(place, _saturation(entries))
-    said += [_model_errors(entries), *(_outside(entry) for entry in entries)]
+    said += [*(_faults(entry) for entry in entries), _model_errors(entries), *(_outside(entry) for entry in entries)]
     return " ".join(sentence for sentence in said if sentence)
 
 
@@ -64,6 +64,19 @@ def _model_errors(entries: Sequence[Entry]) -> str:
         return f"Model error in brackets: it held for {next(iter(regimes))}."
     texts = [f"{text} for {listed(names)}" for text, names in regimes.items()]
     return f"Model error in brackets: it held for {'; '.join(texts)}."
+
+
+def _faults(entry: Entry) -> str:
+    """What died, and what became of the requests it had."""
+    faults = entry.get("faults")
+    if not faults or not faults["crashes"]:
+        return ""
+    times = "a worker died once" if faults["crashes"] == 1 else f"workers died {faults['crashes']:,} times"
+    lost = entry["requests"] - entry["completed"]
+    return (
+        f"In {entry['name']} {times}: {faults['attempts_lost']:,} attempts at {faults['requests_hit']:,} requests were "
+        f"lost, {lost:,} of {entry['requests']:,} requests have no answer."
+    )
 
 
 def _outside(entry: Entry) -> str:

@@ -16,6 +16,8 @@ from simulator.cluster.simulation import run_plan
 from simulator.cluster.topology import load_topology
 from simulator.engine.pacing import slowed
 from simulator.errors import TopologyError
+from simulator.metrics.slo import SLO
+from simulator.metrics.verdict import verdict
 from simulator.workload.arrivals import parse_arrivals
 from simulator.workload.load import load_trace
 from simulator.workload.trace import Trace
@@ -173,6 +175,7 @@ def test_the_result_counts_what_happened(tmp_path: Path) -> None:
         load_trace("chat", limit=60), "llama-3.1-8b/h100_sxm/1p2d", faults=str(file), arrivals="poisson:12"
     )
     assert result.entry["faults"]["crashes"] == 1 and result.entry["faults"]["requests_hit"] > 0
+    assert "a worker died once" in verdict([result.entry], SLO(), lambda one, other: one == other)
     frame = result.requests
     assert int((frame["attempts_lost"] > 0).sum()) == result.entry["faults"]["requests_hit"]
 
