@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import csv
 import json
 import os
 import random
@@ -167,6 +168,22 @@ def try_room(room: str, given: argparse.Namespace) -> None:
         serve({"do": "try", **common, "mutants": todo, "jobs": given.jobs, "out": str(Path(given.out).resolve())})
 
 
+def write_survivors(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A CSV of survivors; what it already says of why a change does no harm is kept."""
+    known: dict[tuple[str, str], list[str]] = {}
+    if path.exists():
+        with path.open(newline="") as file:
+            known = {(row["file"], row["change"]): [row["kind"], row["why"]] for row in csv.DictReader(file)}
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["room", "file", "line", "change", "kind", "why"])
+        for row in sorted(rows, key=lambda row: (row["room"], row["key"].split(":")[0], int(row["key"].split(":")[1]))):
+            name, line, _ = row["key"].split(":")
+            if not row["killed"]:
+                why = known.get((name, row["change"]), ["open", row["how"]])
+                writer.writerow([row["room"], name, line, row["change"], *why])
+
+
 def main() -> int:
     """Exit code 1 if fewer than 85 % are killed in a room."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -178,6 +195,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", help="keys of mutants to try again, of whatever sample")
     parser.add_argument("--missing", action="store_true", help="print the lines and branches that no test takes")
     parser.add_argument("--out", default="mutation.jsonl")
+    parser.add_argument("--survivors", help="CSV to write survivors to; reasons that stand in it are kept")
     parser.add_argument("--work", help="folder that keeps what the tests of a room execute; drop it when they change")
     given = parser.parse_args()
     out = Path(given.out)
@@ -189,6 +207,8 @@ def main() -> int:
         for room in given.rooms:
             try_room(room, given)
     rows, low = read_rows(out), False
+    if given.survivors:
+        write_survivors(Path(given.survivors), rows)
     for room in given.rooms:
         own = [row for row in rows if row["room"] == room]
         killed, cpu_s = sum(row["killed"] for row in own), sum(row["cpu_s"] for row in own)

@@ -7,7 +7,9 @@ afresh, in a fork of a process that has loaded the libraries but nothing of this
 
 from __future__ import annotations
 
+import ast
 import gc
+import importlib
 import json
 import os
 import resource
@@ -114,8 +116,6 @@ def branches_of(cover: Any, files: list[Path]) -> tuple[str, dict[str, str]]:
 
 def span(source: str, line: int) -> range:
     """Lines of the innermost statement around a line; of a compound one, those before its body."""
-    import ast
-
     best = range(line, line + 1)
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or 0):
@@ -366,17 +366,10 @@ class Pool:
 
 def load_libraries() -> None:
     """Everything slow to import that is not of this package."""
-    import hypothesis.strategies
-    import matplotlib
-    import numba.experimental
-    import pandas
-    import pyarrow.parquet
-    import pydantic
-    import scipy.special
-    import scipy.stats
-    import yaml
-
-    assert all((hypothesis, matplotlib, numba, pandas, pyarrow, pydantic, scipy, yaml))
+    for name in ("hypothesis.strategies", "matplotlib", "numba.experimental", "pandas", "pyarrow.parquet", "pydantic"):
+        importlib.import_module(name)
+    for name in ("scipy.special", "scipy.stats", "yaml"):
+        importlib.import_module(name)
 
 
 def try_mutants(task: dict[str, Any]) -> None:
