@@ -9,7 +9,7 @@ from typing import TypeVar
 from simulator.cluster.checks import kv_blocks, pool_part, settings_layers
 from simulator.cluster.memory import Demand, MemorySum, kv_windows, memory_sum, refuse
 from simulator.cluster.profiles import EngineProfile, load_profile
-from simulator.cluster.schema import PoolPart, StepTimePart, Topology
+from simulator.cluster.schema import HostPart, PoolPart, StepTimePart, Topology
 from simulator.cluster.settings import FROM_MODEL, FROM_PROFILE, Family, Value
 from simulator.cost.engine_costs import EngineCosts, engine_costs
 from simulator.cost.experts import ExpertParallelism
@@ -80,7 +80,7 @@ def engine_of(topology: Topology, pool: PoolPart) -> Engine:
     place = f"{topology.source}: pools.{pool.name}"
     profile = load_profile(topology.profile, f"{topology.source}: engine")
     model = None if topology.model is None else _loaded(load_model, topology.model, f"{topology.source}: model")
-    gpu = None if pool.gpu is None else _loaded(load_gpu, pool.gpu, f"{place}.gpu")
+    gpu = None if pool.gpu is None else _on_host(_loaded(load_gpu, pool.gpu, f"{place}.gpu"), topology, pool)
     precision, parallel = (pool.precision or topology.precision).value(), pool.parallel.value()
     if model is not None:
         model.check_parallel(parallel, f"{place}.parallel")
@@ -117,6 +117,18 @@ def engine_of(topology: Topology, pool: PoolPart) -> Engine:
         warnings=warnings,
     )
     return _with_costs(engine, topology, pool)
+
+
+def _host(topology: Topology, pool: PoolPart) -> HostPart:
+    host = pool_part(topology, pool, "host")
+    assert isinstance(host, HostPart)
+    return host
+
+
+def _on_host(gpu: Gpu, topology: Topology, pool: PoolPart) -> Gpu:
+    """The GPU beside the host that the topology states."""
+    speed = _host(topology, pool).speed
+    return gpu if speed is None else replace(gpu, host_speed=speed)
 
 
 def _loaded(load: Callable[[str], T], name: str, place: str) -> T:
@@ -210,7 +222,9 @@ def _with_costs(engine: Engine, topology: Topology, pool: PoolPart) -> Engine:
         cost = affine_cost(step_time.base_s, *parts)
         return replace(engine, step_cost=cost, before_s=front.before_s or 0.0, after_s=front.after_s or 0.0)
     assert engine.model is not None and engine.gpu is not None, "checked with the topology"
+    host = _host(topology, pool)
     costs = _costs(engine.profile, engine.settings)
+    costs = replace(costs, stall_rate_hz=host.stall_rate_hz, stall_s=host.stall_s)
     cost = build_step_cost(
         engine.model,
         engine.gpu,
@@ -251,7 +265,9 @@ def _costs(profile: EngineProfile, settings: Mapping[str, Value]) -> EngineCosts
     if profile.family.name in _OVERLAP:
         costs = replace(costs, overlap=bool(settings[_OVERLAP[profile.family.name]]))
     if settings.get("enforce_eager"):
-        costs = replace(costs, decode_graph_sizes=())
+        costs = replace(costs, decode_graph_sizes=(), mixed_graph_tokens=0)
+    elif costs.mixed_graph_tokens > 0 and "max_cudagraph_capture_size" in settings:
+        costs = replace(costs, mixed_graph_tokens=int(settings["max_cudagraph_capture_size"]))
     if settings.get("expert_all_to_all", FROM_PROFILE) != FROM_PROFILE:
         costs = replace(costs, expert_all_to_all=str(settings["expert_all_to_all"]))
     return replace(costs, experts=_experts(costs.experts, settings))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -43,7 +43,7 @@ class RunOptions:
     one_output_content: int | None = None  # all outputs are this content, as in the exact scheduler cases
     slo_itl: bool = False  # each request's own token gaps are wanted: every batch is written down, which takes time
     tell_finished: bool = False  # engines tell of every finished request, though nobody waits for it
-    seed: int = 0  # of routers that draw
+    seed: int = 0  # of routers that draw, and of how long launches take
     progress: Callable[[float], None] | None = None
     limits: Limits = field(default_factory=Limits)
 
@@ -274,7 +274,7 @@ class Cluster:
             role="mixed" if is_lending(self.plan.topology) else plan.role,
             settings=dict(plan.settings),
             kv_blocks=plan.kv_blocks,
-            cost=plan.step_cost,
+            cost=replace(plan.step_cost, launch_seed=self.options.seed),
             tell_finished=chained or tell_prompts or keeps_outputs,
             tell_prompts=tell_prompts,
             tell_evicted=cache is not None and cache.write == "evict" and cache.own[plan.index],

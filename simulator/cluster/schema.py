@@ -67,6 +67,16 @@ class StepTimePart(Part):
     per_sequence_s: Seconds = 0.0
 
 
+class HostPart(Part):
+    """The processors that run the engine. ``speed``: how fast one thread is, as a multiple of the one beside an H100 as
+    sold, in place of the GPU profile's. ``stall_rate_hz``, ``stall_s``: how often something else keeps it from launching
+    a step with prompts, and for how long on average."""
+
+    speed: Annotated[float, Field(ge=0.05, le=20)] | None = None
+    stall_rate_hz: Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)] = 0.0
+    stall_s: Seconds = 0.0
+
+
 class PoolPart(Part):
     """Like engines that play one role. ``usd_per_hour``: of one GPU, in place of its profile's."""
 
@@ -79,6 +89,7 @@ class PoolPart(Part):
     engine: dict[str, Any] = Field(default_factory=dict)
     precision: PrecisionPart | None = None
     step_time: StepTimePart | None = None
+    host: HostPart | None = None
     kv_blocks: Count | None = None
 
 
@@ -271,6 +282,7 @@ class Topology(Part):
     cache: CachePart | None = None
     tenants: dict[str, TenantPart] = Field(default_factory=dict)
     frontend: FrontendPart = FrontendPart()
+    host: HostPart = HostPart()
     step_time: StepTimePart | None = None
     kv_blocks: Count | None = None
     max_output_tokens: Count = 4096

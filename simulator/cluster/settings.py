@@ -85,6 +85,13 @@ VLLM = Family(
         Setting("gpu_memory_utilization", 0.9, "share of GPU memory", "what the engine may use in all", 0.01, 1.0),
         Setting("enforce_eager", False, "", "run without CUDA graphs"),
         Setting(
+            "max_cudagraph_capture_size",
+            512,
+            "tokens",
+            "steps with prompts of more tokens are launched kernel by kernel, not as piecewise CUDA graphs",
+            0,
+        ),
+        Setting(
             "num_gpu_blocks_override",
             FROM_MEMORY,
             "blocks",

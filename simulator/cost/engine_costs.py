@@ -53,9 +53,11 @@ class CostsFile(Schema):
     mixed_step_s: HostSeconds
     mixed_layer_s: HostSeconds
     mixed_gap_s: HostSeconds
+    mixed_slower: float = Field(ge=0, le=1, default=0.0)
     mixed_graph_tokens: int = Field(ge=0, le=10**9, default=0)
     launch_ahead: bool = False
     launch_jitter: float = Field(ge=0, le=1, default=0.0)
+    launch_seq_s: HostSeconds = 0.0
     eager_layer_s: HostSeconds = 0.0
     eager_moe_layer_s: HostSeconds = 0.0
     eager_mla_layer_s: HostSeconds = 0.0
@@ -91,15 +93,19 @@ class EngineCosts:
     step and of each sequence in it (scheduling, inputs, outputs). ``step_gap_s``, ``seq_gap_s``: what no overlap
     hides. ``mixed_step_s``, ``mixed_layer_s``: host time to launch a step with prefill tokens, whose kernels are not
     one CUDA graph: a floor under its GPU time. ``mixed_gap_s``: what such a step takes more than its GPU work.
-    ``mixed_graph_tokens``: steps of more tokens launch every kernel on its own (0: they always do, or the floor above
+    ``mixed_slower``: by how much longer its kernels take than those of the tables (a GPU at its power limit runs slower
+    than in the short bursts that were measured). ``mixed_graph_tokens``: steps of more tokens launch every kernel on its own (0: they always do, or the floor above
     says it all), at host seconds of ``eager_layer_s`` a layer, ``eager_moe_layer_s`` more with routed experts (Triton
     kernels; those of one call take less) and ``eager_mla_layer_s`` more with MLA, and ``eager_block_gemm_s`` more for
     each GEMM in fp8_block (see ``simulator.cost.launches``). ``launch_ahead``: with overlap, one with prefill tokens is
     launched while the one before it runs, whose tokens are handed out only afterwards, and ``mixed_step_s`` is what
-    goes by before its first kernel; without, launching is a floor under the step's own time.
-    ``launch_jitter``: share of such a launch that is exponentially distributed. ``frontend_s``: per request before it
-    is first scheduled, and ``frontend_prompt_token_s`` for each token of its prompt (parsing, tokenising, passing on);
-    ``detokenise_s``: from a token's step to the client. ``frontend_request_s``,
+    goes by before its first kernel; without, launching is a floor under the step's own time. ``launch_seq_s``: of such
+    a launch, for each sequence of the step. ``launch_jitter``: share of it that is exponentially distributed.
+    ``stall_rate_hz``, ``stall_s``: how often something else keeps the host from launching, and for how long on average;
+    of the machine, not of the engine. A pure decode step is launched in the host work of a step, and holds results back
+    in the same way. ``frontend_s``: per request before it is first scheduled, and ``frontend_prompt_token_s`` for each
+    token of its prompt (parsing, tokenising, passing on); ``detokenise_s``: from a token's step to the client.
+    ``frontend_request_s``,
     ``frontend_token_s``: of these, the work of one process for a request and for a token, which others wait for.
     ``decode_graph_sizes``: batch sizes a pure decode step is padded to. ``fused_quantisation``: activations are
     quantised inside the kernel before, not by a pass of their own (but for fp8_block, which always has one).
@@ -158,13 +164,17 @@ class EngineCosts:
     cold_past_s: float = 0.0
     expert_token_s: float = 0.0
     expert_widening: float = 1.0
+    mixed_slower: float = 0.0
+    launch_seq_s: float = 0.0
+    stall_rate_hz: float = 0.0
+    stall_s: float = 0.0
 
     def on_host(self, speed: float | None) -> EngineCosts:
         """The same engine on a host that runs one thread ``speed`` times as fast as the one beside an H100 (None: as
         fast)."""
         if speed is None:
             return self
-        seconds = [f.name for f in fields(self) if f.name.endswith("_s")]
+        seconds = [f.name for f in fields(self) if f.name.endswith("_s") and f.name != "stall_s"]
         return replace(self, **{name: getattr(self, name) / speed for name in seconds})
 
 

@@ -150,11 +150,18 @@ def _prepare_s(costs: EngineCosts) -> float:
 
 def _launch_ahead(step: Step, tokens: Floats) -> Floats:
     """Host seconds to launch a step with prefill tokens while the one before it runs; 0 where that is not done."""
-    costs = step.costs
+    costs = step.hosted
     if not costs.launch_ahead:
         return np.zeros(tokens.shape)
     graphs = np.where(step.local(tokens) > costs.mixed_graph_tokens, 0.0, costs.mixed_layer_s * step.model.layers)
     return np.where(tokens > 0, costs.mixed_step_s + graphs + _eager_launch(step, tokens), 0.0)
+
+
+def _decode_launch(step: Step, seqs: Floats) -> Floats:
+    """Host seconds to launch a step of pure decode while the one before it runs; 0 where that is not done."""
+    costs = step.hosted
+    work = costs.host_step_s + costs.host_seq_s * step.local(seqs)
+    return np.where((seqs > 0) & (costs.launch_ahead and costs.overlap), work, 0.0)
 
 
 def decode_step_seconds(step: Step, seqs: int, context: float, queries: int = 1) -> float:
@@ -183,8 +190,10 @@ def mixed_step_seconds(step: Step, chunks: Sequence[tuple[int, int]], seqs: int 
         gpu = gpu + step.attention.chunk_seconds(np.array([float(new)]), np.array([float(past)])) * uneven
     count = np.array([float(seqs + len(chunks))])
     host = _hosts(step, count, mixed=True)
+    gpu = gpu * (1.0 + step.costs.mixed_slower)
     alone = np.maximum(gpu, host.floor_s) + host.add_s + _sum(step.sequence_operators, count)
-    return float(np.maximum(alone + _prepare_s(step.costs), _launch_ahead(step, tokens))[0])
+    launch_s = _launch_ahead(step, tokens) + step.hosted.launch_seq_s * count
+    return float(np.maximum(alone + _prepare_s(step.hosted), launch_s)[0])
 
 
 def build_step_cost(
@@ -241,10 +250,15 @@ def _build(key: _Key) -> StepCostTable:
         mixed_floor_s=mixed_host.floor_s,
         mixed_add_s=mixed_host.add_s + _sum(step.sequence_operators, seqs),
         mixed_launch_s=at_all_counts(lambda tokens: _launch_ahead(step, tokens), key.max_tokens + key.max_seqs),
-        mixed_prepare_s=_prepare_s(key.costs),
+        mixed_prepare_s=_prepare_s(step.hosted),
         launch_jitter=key.costs.launch_jitter,
         cold_prompt_s=step.hosted.cold_prompt_s,
         cold_past_s=step.hosted.cold_past_s,
+        launch_seq_s=step.hosted.launch_seq_s,
+        stall_rate_hz=key.costs.stall_rate_hz,
+        stall_s=key.costs.stall_s,
+        decode_launch_s=_decode_launch(step, seqs),
+        mixed_slower=key.costs.mixed_slower,
         context_knots=contexts,
         decode_attention_s=step.attention.decode_seconds(seqs[:, None], contexts[None, :]),
         chunk_new_knots=new,
@@ -312,6 +326,12 @@ def _uneven_lines(step: Step, chunks: Sequence[tuple[int, int]], seqs: int) -> l
     return [OperatorCost("waiting for the fullest rank", 1, float(wait[0]), "compute", 0.0, 0.0, place)]
 
 
+def _slower_lines(step: Step, gpu_s: float) -> list[OperatorCost]:
+    """What the kernels of a step with prompts take more than those of the tables."""
+    slower_s, place = step.costs.mixed_slower * gpu_s, f"engine profile {step.costs.name}"
+    return [OperatorCost("slower than in the tables", 1, slower_s, "power", 0.0, 0.0, place)] if slower_s > 0 else []
+
+
 def _attention_line(name: str, layers: int, time: Time, origin: str) -> OperatorCost:
     values = [float(np.ravel(x)[0]) for x in (time.seconds, time.flops, time.bytes)]
     return OperatorCost(name, layers, values[0], time.bound_by(), values[1], values[2], origin)
@@ -367,13 +387,15 @@ def explain_step(
         attention += _launch_lines(step, tokens, sum(line.seconds for line in lines))
         attention += _uneven_lines(step, prefill, seqs)
     lines += attention
+    if mixed:
+        lines += _slower_lines(step, sum(line.seconds for line in lines))
     gpu_s = sum(line.seconds for line in (lines if mixed else lines + head))
     host = _hosts(step, count, mixed=mixed)
     waits = [("waiting for the host", max(float(host.floor_s[0]) - gpu_s, 0.0)), ("gap", float(host.add_s[0]))]
     if mixed:
-        waits.append(("preparing on an idle GPU", _prepare_s(engine_costs)))
+        waits.append(("preparing on an idle GPU", _prepare_s(step.hosted)))
         whole_s = sum(line.seconds for line in lines + head) + sum(seconds for _, seconds in waits)
-        launch_s = float(_launch_ahead(step, np.array([tokens]))[0])
+        launch_s = float((_launch_ahead(step, np.array([tokens])) + step.hosted.launch_seq_s * count)[0])
         piecewise = float(_eager_launch(step, np.array([tokens]))[0]) == 0.0
         name = "launching graphs" if piecewise else "launching kernel by kernel"
         waits.append((name, max(launch_s - whole_s, 0.0)))

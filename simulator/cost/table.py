@@ -29,11 +29,13 @@ class StepCostTable:
     * table kind: ``max(floor, gpu) + add`` with
       pure decode: ``gpu = decode_s[n] + attention(n, decode_context)``, floor and add ``decode_floor_s[n]``,
       ``decode_add_s[n]``, n = decode_seqs;
-      any prefill token: ``gpu = mixed_s[tokens] + attention + sum of chunk attention``, floor and add
+      any prefill token: ``gpu = (1 + mixed_slower) (mixed_s[tokens] + attention + sum of chunk attention)``, floor and add
       ``mixed_floor_s[seqs]``, ``mixed_add_s[seqs]``, plus ``per_finished_prefill_s`` for each prompt it completes.
       It starts ``mixed_prepare_s`` after its planning at the earliest; its launch by the host is over
-      ``mixed_launch_s[tokens]`` after the planning on average, and it ends no earlier than that. Of this time the share
-      ``launch_jitter`` is exponentially distributed.
+      ``mixed_launch_s[tokens] + launch_seq_s * seqs`` after the planning on average, and it ends no earlier than that.
+      Of this time the share ``launch_jitter`` is exponentially distributed. While it launches, the host is kept from it
+      ``stall_rate_hz`` times a second (once a launch at most) for ``stall_s`` seconds on average, exponentially
+      distributed (``launch_seed``: which draws). A pure decode step starts ``decode_launch_s[n]`` after its planning at the earliest.
 
     Launching takes ``cold_prompt_s`` longer in the first step with prompts, and ``cold_past_s`` in the first that goes
     on with a prompt: kernels that are fetched or compiled when first used (SGLang's policy alone looks at them).
@@ -67,6 +69,12 @@ class StepCostTable:
     launch_jitter: float = 0.0
     cold_prompt_s: float = 0.0
     cold_past_s: float = 0.0
+    launch_seq_s: float = 0.0
+    stall_rate_hz: float = 0.0
+    stall_s: float = 0.0
+    launch_seed: int = 0
+    decode_launch_s: Floats = field(default_factory=lambda: np.zeros(2))
+    mixed_slower: float = 0.0
     per_finished_prefill_s: float = 0.0
     context_knots: Floats = field(default_factory=lambda: np.array([0.0, 1.0]))
     decode_attention_s: Floats = field(default_factory=lambda: np.zeros((2, 2)))
@@ -104,6 +112,12 @@ StepCost = record(
         "launch_jitter",
         "cold_prompt_s",
         "cold_past_s",
+        "launch_seq_s",
+        "stall_rate_hz",
+        "stall_s",
+        "launch_seed",
+        "decode_launch_s",
+        "mixed_slower",
         "per_finished_prefill_s",
         "context_knots",
         "decode_attention_s",
@@ -136,6 +150,12 @@ def make_step_cost(  # type: ignore[no-untyped-def]
     launch_jitter,
     cold_prompt_s,
     cold_past_s,
+    launch_seq_s,
+    stall_rate_hz,
+    stall_s,
+    launch_seed,
+    decode_launch_s,
+    mixed_slower,
     per_finished_prefill_s,
     context_knots,
     decode_attention_s,
@@ -163,6 +183,12 @@ def make_step_cost(  # type: ignore[no-untyped-def]
         launch_jitter,
         cold_prompt_s,
         cold_past_s,
+        launch_seq_s,
+        stall_rate_hz,
+        stall_s,
+        launch_seed,
+        decode_launch_s,
+        mixed_slower,
         per_finished_prefill_s,
         context_knots,
         decode_attention_s,
@@ -225,9 +251,19 @@ def decode_step_seconds(cost, seqs, context):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def launch_seconds(cost, tokens):  # type: ignore[no-untyped-def]
-    """Host seconds to launch a step of ``tokens`` tokens, some of them of prompts; 0 where that is not told apart."""
-    return 0.0 if cost.affine else at_count(cost.mixed_launch_s, tokens)
+def launch_seconds(cost, tokens, seqs):  # type: ignore[no-untyped-def]
+    """Host seconds to launch a step of ``seqs`` sequences and ``tokens`` tokens, some of them of prompts; 0 where that
+    is not told apart."""
+    if cost.affine:
+        return 0.0
+    mean = at_count(cost.mixed_launch_s, tokens)
+    return mean + cost.launch_seq_s * seqs if mean > 0.0 else 0.0
+
+
+@compiled
+def decode_launch_seconds(cost, seqs):  # type: ignore[no-untyped-def]
+    """Host seconds to launch a pure decode step of ``seqs`` sequences; 0 where that is not told apart."""
+    return 0.0 if cost.affine else at_count(cost.decode_launch_s, seqs)
 
 
 @compiled
@@ -248,6 +284,7 @@ def mixed_step_seconds(cost, decodes, decode_context, chunks, new, past, chunk_a
         gpu += max(longer - at_count(cost.mixed_slack_s, decodes + new), 0.0)
         chunk_attention_s = chunk_attention_s * uneven
     gpu += chunk_attention_s + cost.per_finished_prefill_s * finished
+    gpu *= 1.0 + cost.mixed_slower
     return max(at_count(cost.mixed_floor_s, decodes + chunks), gpu) + at_count(cost.mixed_add_s, decodes + chunks)
 
 
@@ -270,6 +307,12 @@ def step_cost_record(table: StepCostTable) -> object:
         float(table.launch_jitter),
         float(table.cold_prompt_s),
         float(table.cold_past_s),
+        float(table.launch_seq_s),
+        float(table.stall_rate_hz),
+        float(table.stall_s),
+        int(table.launch_seed),
+        table.decode_launch_s,
+        float(table.mixed_slower),
         float(table.per_finished_prefill_s),
         table.context_knots,
         table.decode_attention_s,
@@ -293,4 +336,4 @@ def prompt_seconds(table: StepCostTable, past: int, new: int) -> float:
     cost = step_cost_record(table)
     attention = 0.0 if table.affine else chunk_attention_seconds(cost, new, past)
     seconds = float(mixed_step_seconds(cost, 0, 0, 1, new, past, attention, 1))
-    return max(seconds + table.mixed_prepare_s, float(launch_seconds(cost, new)))
+    return max(seconds + table.mixed_prepare_s, float(launch_seconds(cost, new, 1)))

@@ -12,25 +12,43 @@ _WORDS = float(1 << 32)
 
 
 @compiled
-def drawn_launch_s(e, tokens):  # type: ignore[no-untyped-def]
-    """Host seconds to launch the batch being planned, whose ``tokens`` hold some of prompts.
+def exponential(word):  # type: ignore[no-untyped-def]
+    """A draw of an exponential distribution of mean 1 that belongs to a 32-bit word."""
+    return -math.log((word + 0.5) / _WORDS)
 
-    The draw belongs to the number of the batch and its tokens: the same run gives the same times.
+
+@compiled
+def drawn_launch_s(e, tokens, seqs):  # type: ignore[no-untyped-def]
+    """Host seconds to launch the batch being planned: ``seqs`` sequences, whose ``tokens`` hold some of prompts.
+
+    The draws belong to the run's seed, the number of the batch and its tokens: the same run gives the same times. A Poisson stream of
+    stalls hits the launch or not; only the first one counts.
     """
-    mean = launch_seconds(e.cost, tokens)
-    jitter = e.cost.launch_jitter
-    if mean == 0.0 or jitter == 0.0:
+    mean, jitter = launch_seconds(e.cost, tokens, seqs), e.cost.launch_jitter
+    if mean == 0.0:
         return mean
-    u = (scrambled(scrambled(e.planned) + tokens) + 0.5) / _WORDS
-    return mean * (1.0 - jitter - jitter * math.log(u))
+    word = scrambled(scrambled(scrambled(e.cost.launch_seed + 1) + e.planned) + tokens)
+    drawn = mean * (1.0 - jitter) + mean * jitter * exponential(word)
+    if e.cost.stall_rate_hz == 0.0:
+        return drawn
+    word = scrambled(word)
+    if exponential(word) < e.cost.stall_rate_hz * drawn:
+        drawn += e.cost.stall_s * exponential(scrambled(word))
+    return drawn
+
+
+@compiled
+def hold_results(e, now, until):  # type: ignore[no-untyped-def]
+    """One loop launches a batch and then looks at the results of the one before: these wait until the launch is over."""
+    if until > now and e.planned > e.completed:
+        before = (e.planned - 1) % e.batch_end_s.size
+        e.batch_end_s[before] = max(e.batch_end_s[before], until)
 
 
 @compiled
 def start_batch(e, now, begin, seconds, launch):  # type: ignore[no-untyped-def]
     """Place the batch being planned on the GPU; returns its start. ``launch``: host seconds from ``begin`` on, of which
     the first go by before anything runs; ``begin``: when the host gets to it.
-
-    One loop launches a batch and then looks at the results of the one before: these wait until the launch is over.
     """
     if launch == 0.0:
         start = max(begin, e.gpu_free_s)
@@ -38,10 +56,15 @@ def start_batch(e, now, begin, seconds, launch):  # type: ignore[no-untyped-def]
     else:
         start = max(begin + e.cost.mixed_prepare_s, e.gpu_free_s)
         end = max(start + seconds, begin + launch)
-    if begin + launch > now and e.planned > e.completed:
-        before = (e.planned - 1) % e.batch_end_s.size
-        e.batch_end_s[before] = max(e.batch_end_s[before], begin + launch)
+    hold_results(e, now, begin + launch)
     e.batch_end_s[e.planned % e.batch_end_s.size] = end
     e.gpu_free_s = end
     e.busy_s += end - start
+    return start
+
+
+@compiled
+def start_decode(e, now, begin, seconds, launch):  # type: ignore[no-untyped-def]
+    """``start_batch`` for a batch of pure decode: one CUDA graph, which runs once ``launch`` is over."""
+    start = start_batch(e, now, begin + launch, seconds, 0.0)
     return start

@@ -10,14 +10,14 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.compiled import compiled
-from simulator.cost.table import decode_step_seconds, mixed_step_seconds
+from simulator.cost.table import decode_launch_seconds, decode_step_seconds, mixed_step_seconds
 from simulator.engine.blocks import (
     bucket_add,
     take_phase,
 )
 from simulator.engine.columns import RING
 from simulator.engine.completion import advance_clock, complete, hear_of_transfer
-from simulator.engine.launching import drawn_launch_s, start_batch
+from simulator.engine.launching import drawn_launch_s, start_batch, start_decode
 from simulator.engine.policies import must_wait, plan
 from simulator.engine.queues import emptiest_rank, heap_push, next_last_batch, wait_last
 from simulator.engine.rules import REMADE
@@ -98,14 +98,14 @@ def plan_and_launch(e, now):  # type: ignore[no-untyped-def]
         seconds = decode_step_seconds(e.cost, singles, context)
     else:
         seconds = mixed_step_seconds(e.cost, singles, context, chunks, new, past, attention, finished)
-    launch = drawn_launch_s(e, singles + new) if chunks > 0 else 0.0
+    launch = drawn_launch_s(e, singles + new, singles + chunks) if chunks > 0 else decode_launch_seconds(e.cost, singles)
     r = e.planned % RING
     move_on_absent(e)
     for i in range(e.reports_count):
         e.batch_report[r, i] = e.reports[i]
     e.batch_reports[r] = e.reports_count
     e.reports_count = 0
-    start = push_batch(e, now, seconds, decodes, launch)
+    start = push_batch(e, now, seconds, decodes, launch, chunks > 0)
     if e.tell_chunks:
         date_chunks(e, news_before, start, e.gpu_free_s)
     if e.logging:
@@ -114,10 +114,14 @@ def plan_and_launch(e, now):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def push_batch(e, now, seconds, decodes, launch):  # type: ignore[no-untyped-def]
-    """Start the planned batch; returns when it does."""
+def push_batch(e, now, seconds, decodes, launch, prompts):  # type: ignore[no-untyped-def]
+    """Start the planned batch; returns when it does. ``prompts``: whether it holds any prompt tokens."""
     r = e.planned % RING
-    start = start_batch(e, now, max(now, e.host_free_s), seconds, launch)
+    begin = max(now, e.host_free_s)
+    if prompts:
+        start = start_batch(e, now, begin, seconds, launch)
+    else:
+        start = start_decode(e, now, begin, seconds, launch)
     e.batch_decodes[r] = decodes
     if e.rules.stream_interval > 1:
         e.batch_sent[r] = e.stream_phase[e.planned % e.rules.stream_interval]
@@ -179,6 +183,7 @@ def decode_run(e, until):  # type: ignore[no-untyped-def]
         return
     stop = next_last_batch(e)
     n = e.decodes
+    launch = decode_launch_seconds(e.cost, n)
     while e.planned < stop:
         end = e.batch_end_s[e.completed % RING]
         phase = (-e.planned) % e.block_size
@@ -196,7 +201,7 @@ def decode_run(e, until):  # type: ignore[no-untyped-def]
         r = e.planned % RING
         e.batch_firsts[r], e.batch_leaving[r], e.batch_stale[r], e.batch_absent[r] = 0, 0, 0, 0
         e.batch_reports[r] = 0
-        push_batch(e, end, decode_step_seconds(e.cost, n, n * e.planned + e.offset_sum), n, 0.0)
+        push_batch(e, end, decode_step_seconds(e.cost, n, n * e.planned + e.offset_sum), n, launch, False)
 
 
 @compiled
@@ -220,13 +225,16 @@ def next_wake(e):  # type: ignore[no-untyped-def]
     ends[:] = e.batch_end_s
     done, planned, free, gpu_free = e.completed, e.planned, e.pool.free, e.gpu_free_s
     n = e.decodes
+    launch = decode_launch_seconds(e.cost, n)
     while True:
         end = ends[done % RING]
         need = e.phase_count[(-planned) % e.block_size]
         if planned >= stop or need > free:
             return end
         free -= need
-        gpu_free = max(end, gpu_free) + decode_step_seconds(e.cost, n, n * planned + e.offset_sum)
+        if planned > done + 1:
+            ends[(planned - 1) % RING] = max(ends[(planned - 1) % RING], end + launch)
+        gpu_free = max(end + launch, gpu_free) + decode_step_seconds(e.cost, n, n * planned + e.offset_sum)
         ends[planned % RING] = gpu_free
         done += 1
         planned += 1

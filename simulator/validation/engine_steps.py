@@ -34,6 +34,8 @@ _VARIANT = re.compile(r"(.+)_mbt(\d+)(pc)?")
 _HALFWAY, _RUNNING_OUTPUT = 22, 200
 #: An added prompt comes after so many seconds of the batch, and in this many runs, at other moments of a step.
 _SETTLED_S, _PHASES = 3.0, 4
+#: Launches scatter: so many draws of each.
+_DRAWS = 5
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,13 @@ def _seconds(plan: Any, kind: str, batch: int, context: int, prompt: int) -> flo
         cost = step_cost_record(plan.workers[0].step_cost)
         return float(decode_step_seconds(cost, batch, batch * (context + _HALFWAY)))
     if kind == "prefill":
-        return _first_token_s(plan, Trace.from_columns([0.0], [prompt], [2]))
-    return float(np.mean([_added(plan, batch, context, prompt, phase / _PHASES) for phase in range(_PHASES)]))
+        trace = Trace.from_columns([0.0], [prompt], [2])
+        return float(np.median([_first_token_s(plan, trace, seed) for seed in range(_DRAWS)]))
+    runs = [(phase / _PHASES, seed) for phase in range(_PHASES) for seed in range(_DRAWS)]
+    return float(np.median([_added(plan, batch, context, prompt, phase, seed) for phase, seed in runs]))
 
 
-def _added(plan: Any, batch: int, context: int, prompt: int, phase: float) -> float:
+def _added(plan: Any, batch: int, context: int, prompt: int, phase: float, seed: int) -> float:
     """TTFT of a prompt that joins a batch under way, ``phase`` of a decode step later than another."""
     cost = step_cost_record(plan.workers[0].step_cost)
     step_s = float(decode_step_seconds(cost, batch, batch * context))
@@ -132,9 +136,9 @@ def _added(plan: Any, batch: int, context: int, prompt: int, phase: float) -> fl
     output = _RUNNING_OUTPUT + int(settled / step_s)
     inputs, outputs = np.full(batch + 1, context), np.full(batch + 1, output)
     inputs[-1], outputs[-1] = prompt, 2
-    return _first_token_s(plan, Trace.from_columns(np.r_[np.zeros(batch), settled], inputs, outputs))
+    return _first_token_s(plan, Trace.from_columns(np.r_[np.zeros(batch), settled], inputs, outputs), seed)
 
 
-def _first_token_s(plan: Any, trace: Trace) -> float:
-    record = run_plan(plan, trace, Arrivals()).record
+def _first_token_s(plan: Any, trace: Trace, seed: int) -> float:
+    record = run_plan(plan, trace, Arrivals(), seed=seed).record
     return float(record.first_token_s[-1] - record.arrival_s[-1])

@@ -128,13 +128,20 @@ def _kv_cache(point: Point) -> str:
         # nvidia's fp8 checkpoints carry scales for an fp8 cache, and TensorRT-LLM takes it up
         return "fp8" if point.backend == "trtllm" and point.precision in ("fp8", "fp4") else "bf16"
     if point.backend == "vllm":
-        llama = point.model.startswith("llama")
-        return "fp8" if llama and point.system != "h100_sxm" else "bf16"
+        return _vllm_kv_cache(point)
     if point.model == "gpt-oss-120b":
         return "fp8" if point.backend == "trtllm" and point.system == "b200_sxm" else "bf16"
     if point.backend == "sglang":
         return "fp8" if point.system in ("b200_sxm", "gb200") else "bf16"
     return "fp8"
+
+
+def _vllm_kv_cache(point: Point) -> str:
+    """``kv-cache-dtype`` of vLLM's scripts: fp8 for Llama, and for gpt-oss on Blackwell since 2025-12."""
+    if point.model == "gpt-oss-120b":
+        return "fp8" if point.system in ("b200_sxm", "gb200") and point.measured >= "2025-12" else "bf16"
+    # one run on H100 queues for half a minute, as it does with bf16 alone
+    return "fp8" if point.model.startswith("llama") and point.system != "h100_sxm" else "bf16"
 
 
 def _vllm(point: Point, role: str) -> dict[str, Any]:
@@ -150,6 +157,8 @@ def _vllm(point: Point, role: str) -> dict[str, Any]:
         "prefix_caching": False,
         "max_num_seqs": sequences_at_once(point),
         "async_scheduling": True,
+        # cuda-graph-sizes of the first scripts, max-cudagraph-capture-size of the later ones; others have vLLM's default
+        "max_cudagraph_capture_size": 2048 if point.model == "gpt-oss-120b" else 512,
     }
 
 

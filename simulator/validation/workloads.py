@@ -16,9 +16,11 @@ import numpy as np
 import pandas as pd
 
 from simulator.cluster.assembly import assemble
+from simulator.cluster.plan import ClusterPlan
 from simulator.cluster.simulation import run_plan
 from simulator.cluster.topology import load_topology
 from simulator.errors import InputError
+from simulator.validation.machines import host_of
 from simulator.validation.routing import profile_of
 from simulator.validation.tables import read_table, rows_of
 from simulator.workload.arrivals import Arrivals
@@ -39,6 +41,8 @@ NEEDED = (
     "async_scheduling",
     "max_model_len",
 )
+#: Launches scatter: a run is simulated with so many draws, and its statistics are their means.
+_DRAWS = 5
 #: Words in a device's own name (nvidia-smi) that tell which profile it is.
 _DEVICES = (
     ("H100", "h100_sxm"),
@@ -97,7 +101,7 @@ def device_profile(name: str, place: str) -> str:
 
 
 def workload_topology(row: Mapping[str, Any], place: str, folder: Path) -> dict[str, Any]:
-    """The topology of one measured run: its engine's settings and KV blocks, nothing else."""
+    """The topology of one measured run: its engine's settings and KV blocks, and its machine's host."""
     gpu = device_profile(str(row["gpu"]), place)
     return {
         "name": f"{row['stage']}.{row['workload']}",
@@ -112,6 +116,7 @@ def workload_topology(row: Mapping[str, Any], place: str, folder: Path) -> dict[
             "async_scheduling": _flag(row["async_scheduling"]),
             "max_model_len": int(row["max_model_len"]),
         },
+        "host": host_of(row, gpu, place),
         "pools": [{"name": "engine", "role": "colocated", "gpu": gpu}],
     }
 
@@ -148,22 +153,27 @@ def statistics(values_s: np.ndarray[Any, Any]) -> dict[str, float]:
     }
 
 
+def _run_statistics(plan: ClusterPlan, trace: Trace, seed: int) -> dict[str, dict[str, float]]:
+    """Statistics of TTFT and TPOT of one simulated run."""
+    record = run_plan(plan, trace, Arrivals(), seed=seed).record
+    several = record.output_tokens > 1
+    tpot = (record.last_token_s - record.first_token_s)[several] / (record.output_tokens[several] - 1)
+    return {"ttft": statistics(record.first_token_s - record.arrival_s), "tpot": statistics(tpot)}
+
+
 def replay(row: Mapping[str, Any], folder: Path, overrides: tuple[str, ...] = ()) -> WorkloadResult:
-    """Replay one run and compare; ``overrides`` change the topology (``path.to.key=value``)."""
+    """Replay one run several times, with other draws of launches, and compare; ``overrides`` change the topology (``path.to.key=value``)."""
     place = f"{folder / 'workloads.csv'}: {row['stage']}.{row['workload']}"
     trace = requests_trace(folder / f"{row['stage']}.{row['workload']}.requests.csv.gz")
     plan = assemble(load_topology(workload_topology(row, place, folder), overrides))
-    record = run_plan(plan, trace, Arrivals()).record
-    ttft = record.first_token_s - record.arrival_s
-    several = record.output_tokens > 1
-    tpot = (record.last_token_s - record.first_token_s)[several] / (record.output_tokens[several] - 1)
+    drawn = [_run_statistics(plan, trace, seed) for seed in range(_DRAWS)]
     figures = []
-    for metric, values in zip(METRICS, (ttft, tpot), strict=True):
-        found = statistics(values)
+    for metric in METRICS:
         for name in STATISTICS:
             measured = row.get(f"{metric}_{name}_ms")
             if measured is not None and not pd.isna(measured):
-                figures.append(Figure(metric, name, float(measured), found[name]))
+                found = float(np.mean([one[metric][name] for one in drawn]))
+                figures.append(Figure(metric, name, float(measured), found))
     return WorkloadResult(str(row["stage"]), str(row["workload"]), len(trace), tuple(figures))
 
 

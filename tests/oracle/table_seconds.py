@@ -54,7 +54,7 @@ def table_seconds(table: StepCostTable) -> StepSeconds:
             return max(at_count(table.decode_floor_s, sequences), gpu) + at_count(table.decode_add_s, sequences)
         tokens = len(singles) + sum(new for new, _ in chunks)
         gpu = at_count(table.mixed_s, tokens) + attention + sum(chunk_attention(table, *chunk) for chunk in chunks)
-        gpu += table.per_finished_prefill_s * finished
+        gpu = (gpu + table.per_finished_prefill_s * finished) * (1 + table.mixed_slower)
         return max(at_count(table.mixed_floor_s, sequences), gpu) + at_count(table.mixed_add_s, sequences)
 
     return seconds
@@ -71,9 +71,19 @@ def hashed(word: int) -> int:
 def table_launch(table: StepCostTable) -> LaunchSeconds:
     """When a step of a table may begin and is launched, counted from its planning."""
 
-    def launch(number: int, tokens: int) -> tuple[float, float]:
-        mean, share = at_count(table.mixed_launch_s, tokens), table.launch_jitter
-        uniform = (hashed(hashed(number) + tokens) + 0.5) / 2**32
-        return table.mixed_prepare_s, mean * (1 - share) + mean * share * -math.log(uniform)
+    def exponential(word: int) -> float:
+        return -math.log((word + 0.5) / 2**32)
+
+    def launch(number: int, tokens: int, sequences: int, with_chunks: bool) -> tuple[float, float]:
+        if not with_chunks:
+            graph = at_count(table.decode_launch_s, sequences)
+            return graph, graph
+        mean, share = at_count(table.mixed_launch_s, tokens) + table.launch_seq_s * sequences, table.launch_jitter
+        word = hashed(hashed(hashed(table.launch_seed + 1) + number) + tokens)
+        seconds = mean * (1 - share) + mean * share * exponential(word)
+        word = hashed(word)
+        if exponential(word) < table.stall_rate_hz * seconds:
+            seconds += table.stall_s * exponential(hashed(word))
+        return table.mixed_prepare_s, seconds
 
     return launch

@@ -100,7 +100,17 @@ def test_with_launches_that_hold_results_back(case, told):
     assume(takes_time(options))
     tokens = np.arange(0, 257, dtype=float)
     launch = np.where(tokens > 64, 12e-3, 2e-3 + 1e-5 * tokens)
-    table = dataclasses.replace(curved_table(), mixed_launch_s=launch, mixed_prepare_s=1e-3, launch_jitter=0.3)
+    table = dataclasses.replace(
+        curved_table(),
+        mixed_launch_s=launch,
+        mixed_prepare_s=1e-3,
+        launch_jitter=0.3,
+        launch_seq_s=1e-4,
+        stall_rate_hz=20.0,
+        stall_s=8e-3,
+        decode_launch_s=1e-3 + 5e-5 * np.arange(0, 17, dtype=float),
+        mixed_slower=0.05,
+    )
     rows, _ = run_case(
         options, requests, step_seconds=table_seconds(table), launch_seconds=table_launch(table), instant_s=1e-9
     )

@@ -25,8 +25,9 @@ OWN_TOKEN = 10_000_000  # token values from here on belong to one request alone
 # (new, past) of every sequence with one new token (a decode, to the kernels), of the chunks of several, and how many
 # sequences end their prefill with this step, whatever the length of its last chunk
 StepSeconds = Callable[[Sequence[tuple[int, int]], Sequence[tuple[int, int]], int], float]
-# (number of the step, its tokens) of a step with chunks -> seconds before its first kernel runs, and until it is launched
-LaunchSeconds = Callable[[int, int], tuple[float, float]]
+# (number of the step, its tokens, its sequences, whether it has chunks) -> seconds before its first kernel runs, and
+# until it is launched
+LaunchSeconds = Callable[[int, int, int, bool], tuple[float, float]]
 
 
 def affine(step_time: dict[str, float]) -> StepSeconds:
@@ -117,12 +118,13 @@ class Engine:
         work = [(n, step.past[r]) for r, n in step.tokens.items()]
         singles, chunks = [w for w in work if w[0] == 1], [w for w in work if w[0] > 1]
         prepare, launch = 0.0, 0.0
-        if self.launch is not None and chunks:
-            prepare, launch = self.launch(self.launched, sum(n for n, _ in work))
+        if self.launch is not None:
+            prepare, launch = self.launch(self.launched, sum(n for n, _ in work), len(work), bool(chunks))
         self.launched += 1
         start = max(self.now + prepare, self.free_s)
         self.free_s = start + self.seconds(singles, chunks, len(step.sampling) - len(step.decoding))
-        self.free_s = max(self.free_s, self.now + launch)
+        if chunks:
+            self.free_s = max(self.free_s, self.now + launch)
         if self.in_flight and launch:  # the loop that launches looks at the results before only afterwards
             end, *rest = self.in_flight.pop()
             self.in_flight.append((max(end, self.now + launch), *rest))

@@ -136,6 +136,11 @@ def test_settings_follow_the_published_scripts(tmp_path: Path) -> None:
     llama = {"origin": "inferencex", "system": "b200_sxm", "precision": "fp8", "model": "meta-llama/Llama-3.1-70B"}
     assert recipe_of(point(tmp_path, **llama), "colocated").profile == "vllm-0.11-decode-graphs"
     assert recipe_of(point(tmp_path, **llama), "colocated").precision.kv_cache == "fp8"
+    gpt = {"origin": "inferencex", "precision": "fp4", "model": "openai/gpt-oss-120b"}
+    assert recipe_of(point(tmp_path, **gpt), "colocated").settings["max_cudagraph_capture_size"] == 2048
+    assert recipe_of(point(tmp_path, **llama), "colocated").settings["max_cudagraph_capture_size"] == 512
+    days = [point(tmp_path, **gpt | {"system": "b200_sxm", "measured": day}) for day in ("2025-11-02", "2026-02-25")]
+    assert [recipe_of(one, "colocated").precision.kv_cache for one in days] == ["bf16", "fp8"]
     candidate = recipe_of(point(tmp_path, backend="trtllm", backend_version="1.0.0rc3"), "colocated")
     assert candidate.profile == "tensorrt-llm-1.0"
 

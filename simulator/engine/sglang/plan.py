@@ -204,9 +204,10 @@ def prompts_spread(e, chunks):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def prompts_launch_s(e, tokens, past, seconds):  # type: ignore[no-untyped-def]
-    """Host seconds to launch the step being planned, which holds prompts and takes ``seconds`` on the GPU; ``past``:
-    tokens of them computed before. Kernels that it is the first to need are fetched or compiled meanwhile."""
+def prompts_launch_s(e, tokens, seqs, past, seconds):  # type: ignore[no-untyped-def]
+    """Host seconds to launch the step being planned: ``tokens`` of ``seqs`` sequences, some of them of prompts, that take
+    ``seconds`` on the GPU; ``past``: tokens of its prompts computed before. Kernels that it is the first to need are
+    fetched or compiled meanwhile."""
     cold = 0.0
     if not e.warm_prompt:
         e.warm_prompt = True
@@ -214,5 +215,5 @@ def prompts_launch_s(e, tokens, past, seconds):  # type: ignore[no-untyped-def]
     if past > 0 and not e.warm_past:
         e.warm_past = True
         cold += e.cost.cold_past_s
-    launching = drawn_launch_s(e, tokens)
+    launching = drawn_launch_s(e, tokens, seqs)
     return launching if cold == 0.0 else max(launching, seconds) + cold

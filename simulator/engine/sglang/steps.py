@@ -89,7 +89,7 @@ def schedule(e, now):  # type: ignore[no-untyped-def]
         else:
             prompts = prompts_spread(e, chunks)
             seconds = mixed_step_seconds(e.cost, singles, context, prompts, new, past, attention, finished)
-        launching = prompts_launch_s(e, singles + new, past, seconds) if chunks > 0 else 0.0
+        launching = prompts_launch_s(e, singles + new, singles + chunks, past, seconds) if chunks > 0 else 0.0
         start = launch(e, now, seconds, launching)
         if e.tell_chunks:
             date_chunks(e, news_before, start, e.gpu_free_s)

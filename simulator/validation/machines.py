@@ -1,0 +1,50 @@
+"""The hosts of measured machines: how fast their processors are, and how often something else keeps them.
+
+The two machines of the vLLM 0.25.1 measurements are shipped (``hardware_profiles/hosts``); a row of ``workloads.csv``
+that has ``host_speed``, ``host_stall_rate_hz`` or ``host_stall_s`` states its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import pandas as pd
+
+from simulator.cluster.schema import HostPart
+from simulator.errors import InputError
+from simulator.resources import shipped
+from simulator.schema import Schema, check, read_yaml
+
+COLUMNS = {"host_speed": "speed", "host_stall_rate_hz": "stall_rate_hz", "host_stall_s": "stall_s"}
+_FILE = "hardware_profiles/hosts/vllm-0.25.1.yaml"
+
+
+class Machine(Schema):
+    """One machine: its GPU's profile and what is known of its host."""
+
+    gpu: str
+    host: HostPart
+    source: str
+
+
+class MachinesFile(Schema):
+    """A file of measured machines."""
+
+    machines: list[Machine]
+
+
+@cache
+def _machines() -> dict[str, dict[str, Any]]:
+    path = shipped(_FILE)
+    found = check(MachinesFile, read_yaml(path, InputError), str(path), InputError)
+    return {machine.gpu: machine.host.model_dump(exclude_defaults=True) for machine in found.machines}
+
+
+def host_of(row: Mapping[str, Any], gpu: str, place: str) -> dict[str, Any]:
+    """The ``host`` of the topology of a measured run: what its row states, else that of the machine with this GPU."""
+    stated = {key: row[column] for column, key in COLUMNS.items() if not pd.isna(row.get(column))}
+    if not stated:
+        return dict(_machines().get(gpu, {}))
+    return check(HostPart, stated, f"{place}: host", InputError).model_dump(exclude_defaults=True)
