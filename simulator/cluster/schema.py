@@ -68,9 +68,9 @@ class StepTimePart(Part):
 
 
 class HostPart(Part):
-    """The processors that run the engine. ``speed``: how fast one thread is, as a multiple of the one beside an H100 as
-    sold, in place of the GPU profile's. ``stall_rate_hz``, ``stall_s``: how often something else keeps it from launching
-    a step with prompts, and for how long on average."""
+    """The processors that run the engine. ``speed``: of one thread, as a multiple of that beside an H100 as sold, in
+    place of the GPU profile's. ``stall_rate_hz``, ``stall_s``: how often something else keeps it from launching a step
+    with prompts, and for how long on average."""
 
     speed: Annotated[float, Field(ge=0.05, le=20)] | None = None
     stall_rate_hz: Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)] = 0.0

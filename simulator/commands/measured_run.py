@@ -123,6 +123,10 @@ def _print(found: Sequence[RunComparison], fit: Fit | None, options: MeasuredOpt
     if fit is not None:
         show_table(console, fit_table(fit))
         use = f"--topology {options.fit}" if fit.kind == "step_time" else f"--set engine.profile={options.fit}"
+        if fit.left_out:
+            console.print(
+                Text(f"repeats, of which the quickest counts; left out: {', '.join(fit.left_out)}"), soft_wrap=True
+            )
         console.print(Text(f"written to {options.fit}; use it with {use}"), soft_wrap=True)
         console.print()
     if len(found) == 1:

@@ -329,7 +329,7 @@ def _uneven_lines(step: Step, chunks: Sequence[tuple[int, int]], seqs: int) -> l
 def _slower_lines(step: Step, gpu_s: float) -> list[OperatorCost]:
     """What the kernels of a step with prompts take more than those of the tables."""
     slower_s, place = step.costs.mixed_slower * gpu_s, f"engine profile {step.costs.name}"
-    return [OperatorCost("slower than in the tables", 1, slower_s, "power", 0.0, 0.0, place)] if slower_s > 0 else []
+    return [OperatorCost("slower than in the tables", 1, slower_s, "compute", 0.0, 0.0, place)] if slower_s > 0 else []
 
 
 def _attention_line(name: str, layers: int, time: Time, origin: str) -> OperatorCost:

@@ -29,13 +29,14 @@ class StepCostTable:
     * table kind: ``max(floor, gpu) + add`` with
       pure decode: ``gpu = decode_s[n] + attention(n, decode_context)``, floor and add ``decode_floor_s[n]``,
       ``decode_add_s[n]``, n = decode_seqs;
-      any prefill token: ``gpu = (1 + mixed_slower) (mixed_s[tokens] + attention + sum of chunk attention)``, floor and add
-      ``mixed_floor_s[seqs]``, ``mixed_add_s[seqs]``, plus ``per_finished_prefill_s`` for each prompt it completes.
+      any prefill token: ``gpu = (1 + mixed_slower) (mixed_s[tokens] + attention + sum of chunk attention)``, floor and
+      add ``mixed_floor_s[seqs]``, ``mixed_add_s[seqs]``, plus ``per_finished_prefill_s`` for each prompt it completes.
       It starts ``mixed_prepare_s`` after its planning at the earliest; its launch by the host is over
       ``mixed_launch_s[tokens] + launch_seq_s * seqs`` after the planning on average, and it ends no earlier than that.
       Of this time the share ``launch_jitter`` is exponentially distributed. While it launches, the host is kept from it
       ``stall_rate_hz`` times a second (once a launch at most) for ``stall_s`` seconds on average, exponentially
-      distributed (``launch_seed``: which draws). A pure decode step starts ``decode_launch_s[n]`` after its planning at the earliest.
+      distributed (``launch_seed``: which draws).
+      A pure decode step starts ``decode_launch_s[n]`` after its planning at the earliest.
 
     Launching takes ``cold_prompt_s`` longer in the first step with prompts, and ``cold_past_s`` in the first that goes
     on with a prompt: kernels that are fetched or compiled when first used (SGLang's policy alone looks at them).

@@ -21,8 +21,8 @@ def exponential(word):  # type: ignore[no-untyped-def]
 def drawn_launch_s(e, tokens, seqs):  # type: ignore[no-untyped-def]
     """Host seconds to launch the batch being planned: ``seqs`` sequences, whose ``tokens`` hold some of prompts.
 
-    The draws belong to the run's seed, the number of the batch and its tokens: the same run gives the same times. A Poisson stream of
-    stalls hits the launch or not; only the first one counts.
+    The draws belong to the run's seed, the number of the batch and its tokens: the same run gives the same times. A
+    Poisson stream of stalls hits the launch or not; only the first one counts.
     """
     mean, jitter = launch_seconds(e.cost, tokens, seqs), e.cost.launch_jitter
     if mean == 0.0:
@@ -39,7 +39,7 @@ def drawn_launch_s(e, tokens, seqs):  # type: ignore[no-untyped-def]
 
 @compiled
 def hold_results(e, now, until):  # type: ignore[no-untyped-def]
-    """One loop launches a batch and then looks at the results of the one before: these wait until the launch is over."""
+    """One loop launches a batch, then looks at the results of the one before: these wait until the launch is over."""
     if until > now and e.planned > e.completed:
         before = (e.planned - 1) % e.batch_end_s.size
         e.batch_end_s[before] = max(e.batch_end_s[before], until)
@@ -66,5 +66,4 @@ def start_batch(e, now, begin, seconds, launch):  # type: ignore[no-untyped-def]
 @compiled
 def start_decode(e, now, begin, seconds, launch):  # type: ignore[no-untyped-def]
     """``start_batch`` for a batch of pure decode: one CUDA graph, which runs once ``launch`` is over."""
-    start = start_batch(e, now, begin + launch, seconds, 0.0)
-    return start
+    return start_batch(e, now, begin + launch, seconds, 0.0)

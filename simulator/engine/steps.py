@@ -98,7 +98,9 @@ def plan_and_launch(e, now):  # type: ignore[no-untyped-def]
         seconds = decode_step_seconds(e.cost, singles, context)
     else:
         seconds = mixed_step_seconds(e.cost, singles, context, chunks, new, past, attention, finished)
-    launch = drawn_launch_s(e, singles + new, singles + chunks) if chunks > 0 else decode_launch_seconds(e.cost, singles)
+    launch = (
+        drawn_launch_s(e, singles + new, singles + chunks) if chunks > 0 else decode_launch_seconds(e.cost, singles)
+    )
     r = e.planned % RING
     move_on_absent(e)
     for i in range(e.reports_count):

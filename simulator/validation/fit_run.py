@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ LOOKED_AT = (("ttft", "p50", 1.0), ("tpot", "p50", 1.0), ("ttft", "p90", 0.5), (
 #: Errors beyond this share pull less than in proportion.
 SOFT_SHARE = 0.1
 EVALUATIONS = 40
+#: Streams are sent alike if they span like times, to about 12 %; below the shortest they are bursts.
+SPANS_A_DECADE, SHORTEST_SPAN_S = 20, 0.05
 #: Steps of the differences that slopes are taken from.
 LONG, SHORT = 0.2, 0.05
 
@@ -51,7 +54,7 @@ class FittedRun:
 class Fit:
     """Parameters before and after in seconds, how well each run is met, and the file's content that holds them.
 
-    ``document``: an engine profile, or a whole topology where the step time is explicit.
+    ``document``: an engine profile, or a whole topology where the step time is explicit. ``left_out``: slower repeats.
     """
 
     kind: str
@@ -59,6 +62,7 @@ class Fit:
     after_s: Mapping[str, float]
     runs: tuple[FittedRun, ...]
     document: Mapping[str, Any]
+    left_out: tuple[str, ...] = ()
 
     def text(self) -> str:
         """The file as YAML."""
@@ -71,7 +75,27 @@ class Fit:
             {"name": run.name, "before_percent": dict(run.before_percent), "after_percent": dict(run.after_percent)}
             for run in self.runs
         ]
-        return {"kind": self.kind, "before_s": dict(self.before_s), "after_s": dict(self.after_s), "runs": runs}
+        return {"kind": self.kind, "before_s": dict(self.before_s), "after_s": dict(self.after_s), "runs": runs} | {
+            "left_out": list(self.left_out)
+        }
+
+
+def undisturbed(runs: Sequence[Measured]) -> tuple[list[Measured], list[str]]:
+    """Of runs of the same requests the quickest (by median end-to-end latency), and the names of the others.
+
+    Other work on a machine only ever slows a run down, so that of several repeats the quickest says most about the
+    engine.
+    """
+    quickest: dict[tuple[object, ...], Measured] = {}
+    for run in runs:
+        span_s = 0.0 if run.clients or not len(run) else float(run.sent_s[-1])
+        sent = round(SPANS_A_DECADE * math.log10(max(span_s, SHORTEST_SPAN_S)))
+        key = (run.input_tokens.tobytes(), run.output_tokens.tobytes(), run.clients, run.rate, sent)
+        best = quickest.get(key)
+        if best is None or np.median(run.e2e_s) < np.median(best.e2e_s):
+            quickest[key] = run
+    kept = [run for run in runs if any(run is best for best in quickest.values())]
+    return kept, [run.name for run in runs if not any(run is best for best in quickest.values())]
 
 
 def fit_runs(
@@ -83,12 +107,13 @@ def fit_runs(
     progress: Callable[[int], None] | None = None,
 ) -> Fit:
     """Host parameters with which ``topology`` meets the medians (and, with half the weight, the 90th percentiles) of
-    ``runs`` best, by least squares on relative errors. Nothing goes below zero.
+    ``runs`` best, by least squares on relative errors. Nothing goes below zero. Of repeats the quickest counts.
 
     ``name``: of the profile or topology that comes out. Raises InputError where a run cannot be simulated.
     """
     from scipy.optimize import least_squares
 
+    runs, slower = undisturbed(runs)
     target = _StepTime(topology) if topology.step_time is not None else _Profile(topology, runs)
     start = target.start(runs)
     scales = np.array([target.scales[key] for key in target.scales])
@@ -118,7 +143,7 @@ def fit_runs(
             tables.append([_percent(run, changed, seed) for run in runs])
     met = tuple(FittedRun(run.name, old, new) for run, old, new in zip(runs, *tables, strict=True))
     sources = ", ".join(Path(run.source).name for run in runs)
-    return Fit(target.kind, before, after, met, target.document(after, name, sources))
+    return Fit(target.kind, before, after, met, target.document(after, name, sources), tuple(slower))
 
 
 def _statistics(run: Measured, topology: Topology, seed: int) -> Iterator[tuple[str, float, float, float]]:

@@ -136,7 +136,7 @@ SERVED_OF_512 = 100
 
 
 def sequences_at_once(point: Point) -> int:
-    """vLLM's ``max_num_seqs`` in the benchmark's own runs; for its runs with 512 clients, what their client let through.
+    """vLLM's ``max_num_seqs`` in the benchmark's own runs; where 512 clients ran, what their client let through.
 
     In all six of these 79 to 81 % of a request's time go by before its first token: 1 - 100 / 512, by Little's law, at
     any length and number of GPUs. A client that shares one aiohttp session has 100 connections unless it asks for

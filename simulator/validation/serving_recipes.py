@@ -157,7 +157,7 @@ def _vllm(point: Point, role: str) -> dict[str, Any]:
         "prefix_caching": False,
         "max_num_seqs": sequences_at_once(point),
         "async_scheduling": True,
-        # cuda-graph-sizes of the first scripts, max-cudagraph-capture-size of the later ones; others have vLLM's default
+        # cuda-graph-sizes of the first scripts, max-cudagraph-capture-size of later ones; others have vLLM's default
         "max_cudagraph_capture_size": 2048 if point.model == "gpt-oss-120b" else 512,
     }
 

@@ -162,7 +162,8 @@ def _run_statistics(plan: ClusterPlan, trace: Trace, seed: int) -> dict[str, dic
 
 
 def replay(row: Mapping[str, Any], folder: Path, overrides: tuple[str, ...] = ()) -> WorkloadResult:
-    """Replay one run several times, with other draws of launches, and compare; ``overrides`` change the topology (``path.to.key=value``)."""
+    """Replay one run several times, with other draws of launches, and compare; ``overrides`` change the topology
+    (``path.to.key=value``)."""
     place = f"{folder / 'workloads.csv'}: {row['stage']}.{row['workload']}"
     trace = requests_trace(folder / f"{row['stage']}.{row['workload']}.requests.csv.gz")
     plan = assemble(load_topology(workload_topology(row, place, folder), overrides))

@@ -205,7 +205,7 @@ def prompts_spread(e, chunks):  # type: ignore[no-untyped-def]
 
 @compiled
 def prompts_launch_s(e, tokens, seqs, past, seconds):  # type: ignore[no-untyped-def]
-    """Host seconds to launch the step being planned: ``tokens`` of ``seqs`` sequences, some of them of prompts, that take
+    """Host seconds to launch the step being planned: ``tokens`` of ``seqs`` sequences, some of prompts, that take
     ``seconds`` on the GPU; ``past``: tokens of its prompts computed before. Kernels that it is the first to need are
     fetched or compiled meanwhile."""
     cold = 0.0
