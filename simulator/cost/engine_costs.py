@@ -96,16 +96,17 @@ class EngineCosts:
     ``mixed_slower``: by how much longer its kernels take than those of the tables (a GPU at its power limit runs slower
     than in the short bursts that were measured). ``mixed_graph_tokens``: steps of more tokens launch every kernel on
     its own (0: they always do, or the floor above says it all), at host seconds of ``eager_layer_s`` a layer,
-    ``eager_moe_layer_s`` more with routed experts (Triton kernels; those of one call take less) and ``eager_mla_layer_s``
-    more with MLA, and ``eager_block_gemm_s`` more for each GEMM in fp8_block (see ``simulator.cost.launches``).
-    ``launch_ahead``: with overlap, one with prefill tokens is launched while the one before it runs, whose tokens are
-    handed out only afterwards, and ``mixed_step_s`` is what goes by before its first kernel; without, launching is a
-    floor under the step's own time. ``launch_seq_s``: of such a launch, for each sequence of the step.
-    ``launch_jitter``: share of it that is exponentially distributed. ``stall_rate_hz``, ``stall_s``: how often something
-    else keeps the host from launching, and for how long on average; of the machine, not of the engine. A pure decode
-    step is launched in the host work of a step, and holds results back in the same way. ``frontend_s``: per request
-    before it is first scheduled, and ``frontend_prompt_token_s`` for each token of its prompt (parsing, tokenising,
-    passing on); ``detokenise_s``: from a token's step to the client. ``frontend_request_s``,
+    ``eager_moe_layer_s`` more with routed experts (Triton kernels; those of one call take less) and
+    ``eager_mla_layer_s`` more with MLA, and ``eager_block_gemm_s`` more for each GEMM in fp8_block (see
+    ``simulator.cost.launches``). ``launch_ahead``: with overlap, one with prefill tokens is launched while the one
+    before it runs, whose tokens are handed out only afterwards, and ``mixed_step_s`` is what goes by before its first
+    kernel; without, launching is a floor under the step's own time. ``launch_seq_s``: of such a launch, for each
+    sequence of the step. ``launch_jitter``: share of it that is exponentially distributed. ``stall_rate_hz``,
+    ``stall_s``: how often something else keeps the host from launching, and for how long on average; of the machine,
+    not of the engine. A pure decode step is launched in the host work of a step, and holds results back in the same
+    way. ``frontend_s``: per request before it is first scheduled, and ``frontend_prompt_token_s`` for each token of
+    its prompt (parsing, tokenising, passing on); ``detokenise_s``: from a token's step to the client.
+    ``frontend_request_s``,
     ``frontend_token_s``: of these, the work of one process for a request and for a token, which others wait for.
     ``decode_graph_sizes``: batch sizes a pure decode step is padded to. ``fused_quantisation``: activations are
     quantised inside the kernel before, not by a pass of their own (but for fp8_block, which always has one).
