@@ -28,7 +28,24 @@ ROWS = [
     {"arrival": 6.0, "state": 3, "input": 500},
 ]
 REASONS = ("too long", "lost", "never")
-POOL = PoolStats("p", "prefill", "h100_sxm", 2, 4, 0.5, 0.75, 3, 1000, 16, 77, 2.0, 700.0, 60.0, 0.25, {"dp": 2})
+POOL = PoolStats(
+    name="p",
+    role="prefill",
+    gpu="h100_sxm",
+    workers=2,
+    gpus=4,
+    utilisation=0.5,
+    kv_peak_fraction=0.75,
+    preemptions=3,
+    kv_blocks=1000,
+    block_tokens=16,
+    steps=77,
+    usd_per_hour=2.0,
+    power_watts=700.0,
+    idle_power_watts=60.0,
+    prefill_share=0.25,
+    extra={"dp": 2},
+)
 OTHER = PoolStats("d", "decode", "a100_sxm", 1, 1, 0.25, 0.5, 0, usd_per_hour=1.0, power_watts=400, idle_power_watts=50)
 SERIES = tuple(
     WorkerSeries(name, name[0], "colocated", "g", *(np.zeros(1) for _ in range(4)))  # type: ignore[arg-type]
