@@ -159,7 +159,7 @@ def test_a_handover_can_be_given_up_at_any_moment(way: str, engine: str, row: in
     cluster = Cluster(assemble(load_topology(f"{ONE}/{engine}", changes)), trace, Arrivals(), RunOptions())
     handover = cluster.handover
     assert handover is not None
-    at += float(cluster.arrival_s[row]) + cluster.entry_before_s + 1e-6
+    at += float(cluster.arrival_s[row]) + float(cluster.entry_before_s[row]) + 1e-6
 
     def give_up(now: float) -> None:
         if np.isnan(cluster.moved.read_end_s[row]) and np.isnan(cluster.desk.first_token_s[row]):
