@@ -1,9 +1,13 @@
-"""Host time to launch a step kernel by kernel, where no CUDA graph does it."""
+"""Host time to launch a step: kernel by kernel where no CUDA graph does it, and ahead of the GPU."""
 
 from __future__ import annotations
 
+import numpy as np
+
+from simulator.cost.engine_costs import EngineCosts
 from simulator.cost.kernels import gemm_format
 from simulator.cost.operators import Step
+from simulator.cost.roofline import Floats
 
 
 def block_gemms(step: Step) -> int:
@@ -35,3 +39,29 @@ def eager_launch_s(step: Step) -> float:
     # experts that widen their weights are one call (Marlin, triton_kernels), whichever kernel stands in for them
     parts = step.kernels.find("widening", "any", "any") if form.widened_per_s else kernel
     return whole_s + costs.eager_moe_layer_s * parts.parameters["launch"] * model.moe_layers
+
+
+def eager_launch(step: Step, tokens: Floats) -> Floats:
+    """Host seconds to launch a step kernel by kernel; nothing while it fits in CUDA graphs."""
+    return np.where(step.local(tokens) > step.costs.mixed_graph_tokens, eager_launch_s(step), 0.0)
+
+
+def prepare_s(costs: EngineCosts) -> float:
+    """Of these seconds, those before the first kernel runs."""
+    return costs.mixed_step_s if costs.launch_ahead else 0.0
+
+
+def launch_ahead_s(step: Step, tokens: Floats) -> Floats:
+    """Host seconds to launch a step with prefill tokens while the one before it runs; 0 where that is not done."""
+    costs = step.hosted
+    if not costs.launch_ahead:
+        return np.zeros(tokens.shape)
+    graphs = np.where(step.local(tokens) > costs.mixed_graph_tokens, 0.0, costs.mixed_layer_s * step.model.layers)
+    return np.where(tokens > 0, costs.mixed_step_s + graphs + eager_launch(step, tokens), 0.0)
+
+
+def decode_launch_s(step: Step, seqs: Floats) -> Floats:
+    """Host seconds to launch a step of pure decode while the one before it runs; 0 where that is not done."""
+    costs = step.hosted
+    work = costs.host_step_s + costs.host_seq_s * step.local(seqs)
+    return np.where((seqs > 0) & (costs.launch_ahead and costs.overlap), work, 0.0)

@@ -17,7 +17,7 @@ from simulator.cost.kernels import Kernel, Kernels, at_least_one, gemm_format, k
 from simulator.cost.roofline import Floats, GemmFormat, MoeShape, Time, active_experts, gemm_time, moe_time, stream_time
 from simulator.hardware.gpu import Gpu
 from simulator.models.model import Model
-from simulator.models.precision import Parallel, Precision
+from simulator.models.precision import Parallel, Precision, share
 
 BF16 = 2.0
 #: Stored format and arithmetic of what checkpoints leave unquantised.
@@ -46,11 +46,6 @@ class Operator:
         """All launches of a step; nothing for a count of zero."""
         found = self.time(at_least_one(counts)).times(self.launches)
         return found.scaled(np.where(np.asarray(counts) > 0, 1.0, 0.0))
-
-
-def share(width: int, ranks: int) -> int:
-    """One rank's part of ``width``, rounded up."""
-    return -(-width // ranks)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from simulator.cost.engine_costs import EngineCosts
 from simulator.cost.kernels import at_least_one
 from simulator.cost.knots import CHUNK_RATIO, at_all_counts, context_knots, past_knots, spaced
-from simulator.cost.launches import eager_launch_s
+from simulator.cost.launches import decode_launch_s, eager_launch, launch_ahead_s, prepare_s
 from simulator.cost.operators import Operator, Step
 from simulator.cost.roofline import Floats, Time
 from simulator.cost.table import StepCostTable
@@ -105,7 +105,7 @@ def _mixed_gpu(step: Step, tokens: Floats) -> Floats:
     work, beside = _shared(step, step.token_operators, tokens)
     total = np.maximum(work, beside) + step.attention.chunk_launch_s()
     if not step.costs.launch_ahead:
-        total = np.maximum(total, _eager_launch(step, tokens))
+        total = np.maximum(total, eager_launch(step, tokens))
     return np.where(tokens > 0, total, 0.0)
 
 
@@ -114,7 +114,7 @@ def _mixed_slack(step: Step, tokens: Floats) -> Floats:
     if step.costs.launch_ahead:
         return np.zeros(tokens.shape)
     total = np.maximum(*_shared(step, step.token_operators, tokens)) + step.attention.chunk_launch_s()
-    return np.where(tokens > 0, np.maximum(_eager_launch(step, tokens) - total, 0.0), 0.0)
+    return np.where(tokens > 0, np.maximum(eager_launch(step, tokens) - total, 0.0), 0.0)
 
 
 def _rank_gpu(step: Step, tokens: Floats) -> Floats:
@@ -136,32 +136,6 @@ def _fullest_rank(step: Step, chunks: int) -> float:
     """Prompt tokens of the data-parallel rank that holds most of ``chunks`` chunks, over its even share."""
     ranks = step.parallel.dp
     return ranks * -(-chunks // ranks) / chunks
-
-
-def _eager_launch(step: Step, tokens: Floats) -> Floats:
-    """Host seconds to launch a step kernel by kernel; nothing while it fits in CUDA graphs."""
-    return np.where(step.local(tokens) > step.costs.mixed_graph_tokens, eager_launch_s(step), 0.0)
-
-
-def _prepare_s(costs: EngineCosts) -> float:
-    """Of these seconds, those before the first kernel runs."""
-    return costs.mixed_step_s if costs.launch_ahead else 0.0
-
-
-def _launch_ahead(step: Step, tokens: Floats) -> Floats:
-    """Host seconds to launch a step with prefill tokens while the one before it runs; 0 where that is not done."""
-    costs = step.hosted
-    if not costs.launch_ahead:
-        return np.zeros(tokens.shape)
-    graphs = np.where(step.local(tokens) > costs.mixed_graph_tokens, 0.0, costs.mixed_layer_s * step.model.layers)
-    return np.where(tokens > 0, costs.mixed_step_s + graphs + _eager_launch(step, tokens), 0.0)
-
-
-def _decode_launch(step: Step, seqs: Floats) -> Floats:
-    """Host seconds to launch a step of pure decode while the one before it runs; 0 where that is not done."""
-    costs = step.hosted
-    work = costs.host_step_s + costs.host_seq_s * step.local(seqs)
-    return np.where((seqs > 0) & (costs.launch_ahead and costs.overlap), work, 0.0)
 
 
 def decode_step_seconds(step: Step, seqs: int, context: float, queries: int = 1) -> float:
@@ -192,8 +166,8 @@ def mixed_step_seconds(step: Step, chunks: Sequence[tuple[int, int]], seqs: int 
     host = _hosts(step, count, mixed=True)
     gpu = gpu * (1.0 + step.costs.mixed_slower)
     alone = np.maximum(gpu, host.floor_s) + host.add_s + _sum(step.sequence_operators, count)
-    launch_s = _launch_ahead(step, tokens) + step.hosted.launch_seq_s * count
-    return float(np.maximum(alone + _prepare_s(step.hosted), launch_s)[0])
+    launch_s = launch_ahead_s(step, tokens) + step.hosted.launch_seq_s * count
+    return float(np.maximum(alone + prepare_s(step.hosted), launch_s)[0])
 
 
 def build_step_cost(
@@ -249,15 +223,15 @@ def _build(key: _Key) -> StepCostTable:
         mixed_s=at_all_counts(lambda tokens: _mixed_gpu(step, tokens), most),
         mixed_floor_s=mixed_host.floor_s,
         mixed_add_s=mixed_host.add_s + _sum(step.sequence_operators, seqs),
-        mixed_launch_s=at_all_counts(lambda tokens: _launch_ahead(step, tokens), key.max_tokens + key.max_seqs),
-        mixed_prepare_s=_prepare_s(step.hosted),
+        mixed_launch_s=at_all_counts(lambda tokens: launch_ahead_s(step, tokens), key.max_tokens + key.max_seqs),
+        mixed_prepare_s=prepare_s(step.hosted),
         launch_jitter=key.costs.launch_jitter,
         cold_prompt_s=step.hosted.cold_prompt_s,
         cold_past_s=step.hosted.cold_past_s,
         launch_seq_s=step.hosted.launch_seq_s,
         stall_rate_hz=key.costs.stall_rate_hz,
         stall_s=key.costs.stall_s,
-        decode_launch_s=_decode_launch(step, seqs),
+        decode_launch_s=decode_launch_s(step, seqs),
         mixed_slower=key.costs.mixed_slower,
         context_knots=contexts,
         decode_attention_s=step.attention.decode_seconds(seqs[:, None], contexts[None, :]),
@@ -307,7 +281,7 @@ def _launch_lines(step: Step, tokens: float, gpu_s: float) -> list[OperatorCost]
     fixed_s, layers = step.attention.chunk_launch_s(), step.model.layers
     origin = step.attention.prefill_kernel.origin()
     lines = [OperatorCost("prefill attention launches", layers, fixed_s, "latency", 0.0, 0.0, origin)]
-    wait_s = float(_eager_launch(step, np.array([tokens]))[0]) - gpu_s - fixed_s
+    wait_s = float(eager_launch(step, np.array([tokens]))[0]) - gpu_s - fixed_s
     if wait_s > 0 and not step.costs.launch_ahead:
         place = f"engine profile {step.costs.name}"
         lines.append(OperatorCost("launching kernel by kernel", layers, wait_s, "host", 0.0, 0.0, place))
@@ -393,10 +367,10 @@ def explain_step(
     host = _hosts(step, count, mixed=mixed)
     waits = [("waiting for the host", max(float(host.floor_s[0]) - gpu_s, 0.0)), ("gap", float(host.add_s[0]))]
     if mixed:
-        waits.append(("preparing on an idle GPU", _prepare_s(step.hosted)))
+        waits.append(("preparing on an idle GPU", prepare_s(step.hosted)))
         whole_s = sum(line.seconds for line in lines + head) + sum(seconds for _, seconds in waits)
-        launch_s = float((_launch_ahead(step, np.array([tokens])) + step.hosted.launch_seq_s * count)[0])
-        piecewise = float(_eager_launch(step, np.array([tokens]))[0]) == 0.0
+        launch_s = float((launch_ahead_s(step, np.array([tokens])) + step.hosted.launch_seq_s * count)[0])
+        piecewise = float(eager_launch(step, np.array([tokens]))[0]) == 0.0
         name = "launching graphs" if piecewise else "launching kernel by kernel"
         waits.append((name, max(launch_s - whole_s, 0.0)))
     place = f"engine profile {engine_costs.name}"

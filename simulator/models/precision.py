@@ -121,3 +121,8 @@ class Parallel:
     def expert_gpus(self) -> int:
         """GPUs that share the routed experts of one pipeline stage."""
         return self.tp * self.dp
+
+
+def share(width: int, ranks: int) -> int:
+    """One rank's part of ``width``, rounded up."""
+    return -(-width // ranks)
