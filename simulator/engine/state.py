@@ -363,14 +363,21 @@ def count_gap(e, seconds, tokens):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def thin(e):  # type: ignore[no-untyped-def]
+    """Drop every second point of a full time series; new ones come no denser than those that stay."""
+    apart_s = (e.sample_s[MAX_SAMPLES - 1] - e.sample_s[0]) / (MAX_SAMPLES - 1)
+    for i in range(MAX_SAMPLES // 2):
+        e.sample_s[i], e.sample_running[i] = e.sample_s[2 * i], e.sample_running[2 * i]
+        e.sample_waiting[i], e.sample_blocks[i] = e.sample_waiting[2 * i], e.sample_blocks[2 * i]
+    e.samples = MAX_SAMPLES // 2
+    e.sample_every_s = 2.0 * max(e.sample_every_s, apart_s)
+
+
+@compiled
 def sample(e, now):  # type: ignore[no-untyped-def]
-    """Write a point of the time series; when there is no room left, drop every second and go half as fast."""
+    """Write a point of the time series."""
     if e.samples == MAX_SAMPLES:
-        for i in range(MAX_SAMPLES // 2):
-            e.sample_s[i], e.sample_running[i] = e.sample_s[2 * i], e.sample_running[2 * i]
-            e.sample_waiting[i], e.sample_blocks[i] = e.sample_waiting[2 * i], e.sample_blocks[2 * i]
-        e.samples = MAX_SAMPLES // 2
-        e.sample_every_s *= 2.0
+        thin(e)
     i = e.samples
     e.samples += 1
     e.sample_s[i], e.sample_running[i] = now, e.running_count

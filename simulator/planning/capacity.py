@@ -55,7 +55,7 @@ def log_error(left_out: np.ndarray[Any, Any], roots: np.ndarray[Any, Any]) -> fl
     """Standard error of the logarithm of a root of a mean over replications.
 
     The jackknife follows the mean, but is blind where no replication happened to fail early; the spread of the
-    replications' own roots is not. The larger of the two covers at the stated level (benchmarks/coverage.py).
+    replications' own roots is not. The larger of the two covers at the stated level (benchmarks/interval_coverage.py).
     """
     count = roots.size
     jackknife = math.sqrt((count - 1) / count * float(((left_out - left_out.mean()) ** 2).sum()))

@@ -157,8 +157,8 @@ def test_pieces_have_a_rate_of_one_and_do_not_repeat(arrivals):
 @pytest.mark.slow
 def test_the_interval_covers_the_true_rate(monkeypatch):
     """Of 30 seeded repeats, as many as 95 % would give but for bad luck of one in a thousand. The full count of 200 is
-    in benchmarks/coverage.py."""
-    place = Path(__file__).parents[2] / "benchmarks" / "coverage.py"
+    in benchmarks/interval_coverage.py."""
+    place = Path(__file__).parents[2] / "benchmarks" / "interval_coverage.py"
     spec = importlib.util.spec_from_file_location("coverage_benchmark", place)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)

@@ -211,3 +211,15 @@ def test_the_time_series_rises_and_is_never_too_long(policy: str, macro: bool, m
     assert set(running[:-1].tolist()) == {1} and set(waiting.tolist()) == {0}
     assert blocks[:-1].tolist() == sorted(blocks[:-1].tolist()) and blocks[0] >= 4
     assert gaps.sum() == makes - 1
+
+
+@pytest.mark.parametrize("policy", ["vllm-v1", "sglang"])
+def test_points_of_a_long_run_stay_even(policy: str) -> None:
+    """6,000 steps of a second: room for 1,024 points runs out at 1,024, 2,048 and 4,096 s; then one is every 8 s."""
+    content, desk = content_of([64], [[1, 2]]), DeskColumns(1)
+    one = engine(policy, content, desk)
+    one.submit(0, 64, 6000, 0.0)
+    one.advance(1e6)
+    moments, running, *_ = one.series()
+    assert moments.tolist() == [1.0 + 8.0 * i for i in range(750)]
+    assert set(running.tolist()) == {1}

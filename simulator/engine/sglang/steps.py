@@ -39,6 +39,7 @@ from simulator.engine.state import (
     date_chunks,
     free_slot,
     tell,
+    thin,
 )
 from simulator.engine.steps import log_batch
 from simulator.kv.radix import peek
@@ -227,13 +228,9 @@ def finish(e, s, end):  # type: ignore[no-untyped-def]
 
 @compiled
 def sample(e, now):  # type: ignore[no-untyped-def]
-    """Write a point of the time series; when there is no room left, drop every second and go half as fast."""
+    """Write a point of the time series."""
     if e.samples == MAX_SAMPLES:
-        for i in range(MAX_SAMPLES // 2):
-            e.sample_s[i], e.sample_running[i] = e.sample_s[2 * i], e.sample_running[2 * i]
-            e.sample_waiting[i], e.sample_blocks[i] = e.sample_waiting[2 * i], e.sample_blocks[2 * i]
-        e.samples = MAX_SAMPLES // 2
-        e.sample_every_s *= 2.0
+        thin(e)
     i = e.samples
     e.samples += 1
     e.sample_s[i], e.sample_running[i] = now, e.running_count + e.last_count

@@ -1,6 +1,6 @@
 """How often the 95 % interval of a plan's highest rate covers the true value, and what common random numbers save.
 
-python benchmarks/coverage.py [--repeats 200] [--requests 200] [--replications 8]
+python benchmarks/interval_coverage.py [--repeats 200] [--requests 200] [--replications 8]
 
 One engine with an explicit step time, so that a run takes milliseconds. The true value is the rate at which the mean
 attainment over many replications of the same length falls through the target.
