@@ -193,6 +193,8 @@ def stale_token(e, s, end):  # type: ignore[no-untyped-def]
     e.received[s] += 1
     e.pending_prompt_tokens += 1
     e.token_sum[s] += end
+    if e.received[s] > 1 and e.first_batch[s] == e.completed - 1:  # a stretch's first: the batch counts no gap for it
+        count_gap(e, end - e.last_token[s], 1)
     e.last_token[s] = end
     if e.received[s] == 1 and (e.rules.stream_first or e.target[s] == 1):
         e.desk.first_token_s[e.row[s]] = end

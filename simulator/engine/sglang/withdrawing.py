@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.compiled import compiled
-from simulator.engine.sglang.state import FREE, HELD, outputs_now
+from simulator.engine.sglang.state import DROPPED, FREE, HELD, outputs_now
 
 
 @compiled
@@ -18,7 +18,9 @@ def progress(e):  # type: ignore[no-untyped-def]
         if e.status[s] == FREE:
             continue
         rows[n] = e.row[s]
-        if e.status[s] != HELD:
+        if e.status[s] == DROPPED:  # in no further step, as its last token is on its way
+            tokens[n] = e.final[s] - 1
+        elif e.status[s] != HELD:
             tokens[n] = outputs_now(e, s)
         n += 1
     return rows[:n], tokens[:n]
