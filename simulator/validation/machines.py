@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 import pandas as pd
+from pydantic import Field
 
 from simulator.cluster.schema import HostPart
 from simulator.errors import InputError
@@ -22,11 +23,13 @@ _FILE = "hardware_profiles/hosts/vllm-0.25.1.yaml"
 
 
 class Machine(Schema):
-    """One machine: its GPU's profile and what is known of its host."""
+    """One machine: its GPU's profile and what is known of its host; ``identical_routing``: models whose random weights
+    made all sequences choose the same experts there, and where that is seen."""
 
     gpu: str
     host: HostPart
     source: str
+    identical_routing: dict[str, str] = Field(default_factory=dict)
 
 
 class MachinesFile(Schema):
@@ -36,15 +39,20 @@ class MachinesFile(Schema):
 
 
 @cache
-def _machines() -> dict[str, dict[str, Any]]:
+def _machines() -> dict[str, Machine]:
     path = shipped(_FILE)
     found = check(MachinesFile, read_yaml(path, InputError), str(path), InputError)
-    return {machine.gpu: machine.host.model_dump(exclude_defaults=True) for machine in found.machines}
+    return {machine.gpu: machine for machine in found.machines}
+
+
+def routes_alike(model: str, gpu: str) -> bool:
+    """Whether all sequences of this model chose the same experts on the shipped machine with this GPU."""
+    return gpu in _machines() and model in _machines()[gpu].identical_routing
 
 
 def host_of(row: Mapping[str, Any], gpu: str, place: str) -> dict[str, Any]:
     """The ``host`` of the topology of a measured run: what its row states, else that of the machine with this GPU."""
     stated = {key: row[column] for column, key in COLUMNS.items() if not pd.isna(row.get(column))}
     if not stated:
-        return dict(_machines().get(gpu, {}))
+        return _machines()[gpu].host.model_dump(exclude_defaults=True) if gpu in _machines() else {}
     return check(HostPart, stated, f"{place}: host", InputError).model_dump(exclude_defaults=True)

@@ -2,7 +2,8 @@
 
 Under random weights greedy sequences may all repeat one token, and so choose the same experts. That is a property of
 the run, not of its model. ``workloads.csv`` may state it (column ``decode_routing``: independent or identical); else
-the stage's decode steps in ``sweep.csv`` tell, where there are any.
+the stage's decode steps in ``sweep.csv`` tell, where there are any, else what is known of the shipped machine with this
+GPU (``hardware_profiles/hosts``).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from simulator.cluster.topology import load_topology
 from simulator.cost.table import decode_step_seconds, step_cost_record
 from simulator.errors import InputError, unknown
 from simulator.models.catalogue import load_model
+from simulator.validation.machines import routes_alike
 from simulator.validation.tables import read_table
 
 #: Engine profiles of the two.
@@ -40,16 +42,24 @@ def profile_of(row: Mapping[str, Any], gpu: str, folder: Path, place: str) -> st
 
 @lru_cache(maxsize=32)
 def measured_routing(sweep: Path, stage: str, model: str, gpu: str) -> str:
-    """``identical`` or ``independent``, whichever the measured steps of several sequences are nearer to; independent
-    without a sweep, and for models without experts."""
-    if not sweep.is_file() or not load_model(model).moe_layers:
+    """``identical`` or ``independent``, whichever the measured steps of several sequences are nearer to; without any,
+    what is known of the machine; independent for models without experts."""
+    if not load_model(model).moe_layers:
         return "independent"
-    table = read_table(sweep, _NEEDED)
-    steps = table[(table["stage"] == stage) & (table["kind"] == "decode") & (table["batch"] > 1)]
-    if steps.empty:
-        return "independent"
+    steps = _decode_steps(sweep, stage)
+    if steps is None:
+        return "identical" if routes_alike(model, gpu) else "independent"
     off = {name: _error(steps, model, profile, gpu) for name, profile in PROFILES.items()}
     return min(off, key=lambda name: off[name])
+
+
+def _decode_steps(sweep: Path, stage: str) -> pd.DataFrame | None:
+    """Measured decode steps of several sequences; None where there are none."""
+    if not sweep.is_file():
+        return None
+    table = read_table(sweep, _NEEDED)
+    steps = table[(table["stage"] == stage) & (table["kind"] == "decode") & (table["batch"] > 1)]
+    return None if steps.empty else steps
 
 
 def _error(steps: pd.DataFrame, model: str, profile: str, gpu: str) -> float:

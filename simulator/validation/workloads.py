@@ -1,12 +1,12 @@
 """``simulate validate workloads``: replayed workloads of a measured engine, request by request.
 
 A folder holds ``workloads.csv`` (one row a run: stage, model, GPU, the engine's settings, measured percentiles) and
-``STAGE.WORKLOAD.requests.csv.gz`` (arrival, lengths and, where the run had shared prefixes, ``hash_ids``).
+``STAGE.WORKLOAD.requests.csv.gz`` (arrival, lengths and, where prompts shared prefixes, ``hash_ids`` or
+``cached_tokens``).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from simulator.cluster.simulation import run_plan
 from simulator.cluster.topology import load_topology
 from simulator.errors import InputError
 from simulator.validation.machines import host_of
+from simulator.validation.prefix_hits import shared_prefixes
 from simulator.validation.routing import profile_of
 from simulator.validation.tables import read_table, rows_of
 from simulator.workload.arrivals import Arrivals
@@ -41,6 +42,11 @@ NEEDED = (
     "async_scheduling",
     "max_model_len",
 )
+#: Settings of the engine, and what topologies call them where that differs.
+_COUNTS = ("kv_blocks", "block_size", "max_num_batched_tokens", "max_num_seqs", "max_model_len")
+_FLAGS = ("prefix_caching", "async_scheduling")
+_SETTINGS = {"kv_blocks": "num_gpu_blocks_override"}
+_WORDS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 #: Launches scatter: a run is simulated with so many draws, and its statistics are their means.
 _DRAWS = 5
 #: Words in a device's own name (nvidia-smi) that tell which profile it is.
@@ -103,46 +109,49 @@ def device_profile(name: str, place: str) -> str:
 def workload_topology(row: Mapping[str, Any], place: str, folder: Path) -> dict[str, Any]:
     """The topology of one measured run: its engine's settings and KV blocks, and its machine's host."""
     gpu = device_profile(str(row["gpu"]), place)
+    settings = {name: _whole(row, name, place) for name in _COUNTS} | {name: _flag(row, name, place) for name in _FLAGS}
+    engine = {_SETTINGS.get(name, name): value for name, value in settings.items() if value is not None}
     return {
         "name": f"{row['stage']}.{row['workload']}",
         "model": str(row["model"]),
-        "engine": {
-            "profile": profile_of(row, gpu, folder, place),
-            "num_gpu_blocks_override": int(row["kv_blocks"]),
-            "block_size": int(row["block_size"]),
-            "prefix_caching": _flag(row["prefix_caching"]),
-            "max_num_batched_tokens": int(row["max_num_batched_tokens"]),
-            "max_num_seqs": int(row["max_num_seqs"]),
-            "async_scheduling": _flag(row["async_scheduling"]),
-            "max_model_len": int(row["max_model_len"]),
-        },
+        "engine": {"profile": profile_of(row, gpu, folder, place), **engine},
         "host": host_of(row, gpu, place),
         "pools": [{"name": "engine", "role": "colocated", "gpu": gpu}],
     }
 
 
-def _flag(value: object) -> bool:
-    return str(value).strip().lower() in ("true", "1")
+def _whole(row: Mapping[str, Any], name: str, place: str) -> int | None:
+    """A whole number; None, the engine's default, where the cell is empty."""
+    if pd.isna(row[name]):
+        return None
+    found = pd.to_numeric(row[name], errors="coerce")
+    if not found >= 1 or found != int(found):
+        raise InputError(f"{place}: {name}: found '{row[name]}'; allowed: a whole number of 1 or more")
+    return int(found)
 
 
-def requests_trace(path: Path) -> Trace:
-    """The requests a run sent. ``hash_ids`` (space-separated, with ``block_tokens``) where prompts share prefixes."""
+def _flag(row: Mapping[str, Any], name: str, place: str) -> bool | None:
+    """A yes or no; None, the engine's default, where the cell is empty."""
+    if pd.isna(row[name]):
+        return None
+    found = _WORDS.get(str(row[name]).strip().lower())
+    if found is None:
+        raise InputError(f"{place}: {name}: found '{row[name]}'; allowed: True, False")
+    return found
+
+
+def requests_trace(path: Path, block_tokens: int) -> Trace:
+    """The requests a run sent to an engine with blocks of ``block_tokens``: lengths, arrivals, and the prefixes they
+    share (``hash_ids``, space-separated, with ``block_tokens``; else what ``cached_tokens`` tells of them)."""
     table = read_table(path, ("arrival_s", "input_tokens", "output_tokens"))
     table = table.sort_values("arrival_s", kind="stable")
-    optional: dict[str, Any] = {}
-    if "hash_ids" in table:
-        rows = [[int(x) for x in re.findall(r"\d+", str(cell))] for cell in table["hash_ids"]]
-        optional["hash_ids"] = np.array([x for row in rows for x in row], np.int64)
-        optional["hash_offsets"] = np.r_[0, np.cumsum([len(row) for row in rows])].astype(np.int64)
-        if "block_tokens" in table:
-            optional["block_tokens"] = int(table["block_tokens"].iloc[0])
     return Trace.from_columns(
         table["arrival_s"].to_numpy(np.float64),
         table["input_tokens"].to_numpy(np.int64),
         table["output_tokens"].to_numpy(np.int64),
         name=path.name.removesuffix(".requests.csv.gz"),
         source=str(path),
-        **optional,
+        **shared_prefixes(table, block_tokens, str(path)),
     )
 
 
@@ -165,8 +174,9 @@ def replay(row: Mapping[str, Any], folder: Path, overrides: tuple[str, ...] = ()
     """Replay one run several times, with other draws of launches, and compare; ``overrides`` change the topology
     (``path.to.key=value``)."""
     place = f"{folder / 'workloads.csv'}: {row['stage']}.{row['workload']}"
-    trace = requests_trace(folder / f"{row['stage']}.{row['workload']}.requests.csv.gz")
     plan = assemble(load_topology(workload_topology(row, place, folder), overrides))
+    path = folder / f"{row['stage']}.{row['workload']}.requests.csv.gz"
+    trace = requests_trace(path, plan.workers[0].block_size)
     drawn = [_run_statistics(plan, trace, seed) for seed in range(_DRAWS)]
     figures = []
     for metric in METRICS:
