@@ -62,6 +62,7 @@ class CostsFile(Schema):
     eager_moe_layer_s: HostSeconds = 0.0
     eager_mla_layer_s: HostSeconds = 0.0
     eager_block_gemm_s: HostSeconds = 0.0
+    eager_gap_s: HostSeconds = 0.0
     frontend_s: HostSeconds
     detokenise_s: HostSeconds
     frontend_prompt_token_s: HostSeconds = 0.0
@@ -98,16 +99,16 @@ class EngineCosts:
     its own (0: they always do, or the floor above says it all), at host seconds of ``eager_layer_s`` a layer,
     ``eager_moe_layer_s`` more with routed experts (Triton kernels; those of one call take less) and
     ``eager_mla_layer_s`` more with MLA, and ``eager_block_gemm_s`` more for each GEMM in fp8_block (see
-    ``simulator.cost.launches``). ``launch_ahead``: with overlap, one with prefill tokens is launched while the one
-    before it runs, whose tokens are handed out only afterwards, and ``mixed_step_s`` is what goes by before its first
-    kernel; without, launching is a floor under the step's own time. ``launch_seq_s``: of such a launch, for each
-    sequence of the step. ``launch_jitter``: share of it that is exponentially distributed. ``stall_rate_hz``,
-    ``stall_s``: how often something else keeps the host from launching, and for how long on average; of the machine,
-    not of the engine. A pure decode step is launched in the host work of a step, and holds results back in the same
-    way. ``frontend_s``: per request before it is first scheduled, and ``frontend_prompt_token_s`` for each token of
-    its prompt (parsing, tokenising, passing on); ``detokenise_s``: from a token's step to the client.
-    ``frontend_request_s``,
-    ``frontend_token_s``: of these, the work of one process for a request and for a token, which others wait for.
+    ``simulator.cost.launches``), and the GPU idles between their kernels for ``eager_gap_s`` a layer. ``launch_ahead``:
+    with overlap, one with prefill tokens is launched while the one before it runs, whose tokens are handed out only
+    afterwards, and ``mixed_step_s`` is what goes by before its first kernel; without, launching is a floor under the
+    step's own time. ``launch_seq_s``: of such a launch, for each sequence of the step. ``launch_jitter``: share of it
+    that is exponentially distributed. ``stall_rate_hz``, ``stall_s``: how often something else keeps the host from
+    launching, and for how long on average; of the machine, not of the engine. A pure decode step is launched in the
+    host work of a step, and holds results back in the same way. ``frontend_s``: per request before it is first
+    scheduled, and ``frontend_prompt_token_s`` for each token of its prompt (parsing, tokenising, passing on);
+    ``detokenise_s``: from a token's step to the client. ``frontend_request_s``, ``frontend_token_s``: of these, the
+    work of one process for a request and for a token, which others wait for.
     ``decode_graph_sizes``: batch sizes a pure decode step is padded to. ``fused_quantisation``: activations are
     quantised inside the kernel before, not by a pass of their own (but for fp8_block, which always has one).
     ``fused_norm_all_reduce``: the norm after an all-reduce is part of it, for messages of ``fused_norm_bytes`` at most
@@ -153,6 +154,7 @@ class EngineCosts:
     decode_routing: str
     experts: ExpertParallelism = field(default_factory=ExpertParallelism)
     eager_block_gemm_s: float = 0.0
+    eager_gap_s: float = 0.0
     frontend_prompt_token_s: float = 0.0
     frontend_request_s: float = 0.0
     frontend_token_s: float = 0.0

@@ -1,4 +1,4 @@
-"""Host time to launch a step: kernel by kernel where no CUDA graph does it, and ahead of the GPU."""
+"""Host time to launch a step, kernel by kernel or ahead of the GPU, and what the GPU idles meanwhile."""
 
 from __future__ import annotations
 
@@ -65,3 +65,12 @@ def decode_launch_s(step: Step, seqs: Floats) -> Floats:
     costs = step.hosted
     work = costs.host_step_s + costs.host_seq_s * step.local(seqs)
     return np.where((seqs > 0) & (costs.launch_ahead and costs.overlap), work, 0.0)
+
+
+def between_kernels_s(step: Step, tokens: Floats) -> Floats:
+    """GPU seconds of a step with prefill tokens outside its kernels: fixed time of prefill attention, and what the GPU
+    idles between kernels that are launched one by one."""
+    gaps_s = step.costs.eager_gap_s * step.model.layers
+    eager = step.local(tokens) > step.costs.mixed_graph_tokens
+    seconds: Floats = step.attention.chunk_launch_s() + np.where(eager, gaps_s, 0.0)
+    return seconds

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from simulator.cost.engine_costs import EngineCosts
 from simulator.cost.kernels import at_least_one
 from simulator.cost.knots import CHUNK_RATIO, at_all_counts, context_knots, past_knots, spaced
-from simulator.cost.launches import decode_launch_s, eager_launch, launch_ahead_s, prepare_s
+from simulator.cost.launches import between_kernels_s, decode_launch_s, eager_launch, launch_ahead_s, prepare_s
 from simulator.cost.operators import Operator, Step
 from simulator.cost.roofline import Floats, Time
 from simulator.cost.table import StepCostTable
@@ -103,7 +103,7 @@ def _mixed_gpu(step: Step, tokens: Floats) -> Floats:
     where it is launched in its own time, for the host to launch them if that takes longer. What other micro-batches
     send is hidden by computation, but not by attention over the cache, which is not known here."""
     work, beside = _shared(step, step.token_operators, tokens)
-    total = np.maximum(work, beside) + step.attention.chunk_launch_s()
+    total = np.maximum(work, beside) + between_kernels_s(step, tokens)
     if not step.costs.launch_ahead:
         total = np.maximum(total, eager_launch(step, tokens))
     return np.where(tokens > 0, total, 0.0)
@@ -113,7 +113,7 @@ def _mixed_slack(step: Step, tokens: Floats) -> Floats:
     """How much longer the host takes to launch a step with prefill tokens than the GPU to do the work."""
     if step.costs.launch_ahead:
         return np.zeros(tokens.shape)
-    total = np.maximum(*_shared(step, step.token_operators, tokens)) + step.attention.chunk_launch_s()
+    total = np.maximum(*_shared(step, step.token_operators, tokens)) + between_kernels_s(step, tokens)
     return np.where(tokens > 0, np.maximum(eager_launch(step, tokens) - total, 0.0), 0.0)
 
 
@@ -278,12 +278,14 @@ def _attention_lines(
 
 def _launch_lines(step: Step, tokens: float, gpu_s: float) -> list[OperatorCost]:
     """Fixed time of prefill attention, and what launching kernels one by one takes beyond the GPU's ``gpu_s``."""
-    fixed_s, layers = step.attention.chunk_launch_s(), step.model.layers
-    origin = step.attention.prefill_kernel.origin()
+    fixed_s, layers, count = step.attention.chunk_launch_s(), step.model.layers, np.array([tokens])
+    origin, place = step.attention.prefill_kernel.origin(), f"engine profile {step.costs.name}"
     lines = [OperatorCost("prefill attention launches", layers, fixed_s, "latency", 0.0, 0.0, origin)]
-    wait_s = float(eager_launch(step, np.array([tokens]))[0]) - gpu_s - fixed_s
+    gaps_s = float(between_kernels_s(step, count)[0]) - fixed_s
+    if gaps_s > 0:
+        lines.append(OperatorCost("gaps between kernels", layers, gaps_s, "latency", 0.0, 0.0, place))
+    wait_s = float(eager_launch(step, count)[0]) - gpu_s - fixed_s - gaps_s
     if wait_s > 0 and not step.costs.launch_ahead:
-        place = f"engine profile {step.costs.name}"
         lines.append(OperatorCost("launching kernel by kernel", layers, wait_s, "host", 0.0, 0.0, place))
     return lines
 

@@ -34,6 +34,7 @@ FITTED = (
     "cold_prompt_s",
     "cold_past_s",
     "eager_block_gemm_s",
+    "eager_gap_s",
 )
 
 

@@ -48,7 +48,7 @@ _FLAGS = ("prefix_caching", "async_scheduling")
 _SETTINGS = {"kv_blocks": "num_gpu_blocks_override"}
 _WORDS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 #: Launches scatter: a run is simulated with so many draws, and its statistics are their means.
-_DRAWS = 5
+_DRAWS = 25
 #: Words in a device's own name (nvidia-smi) that tell which profile it is.
 _DEVICES = (
     ("H100", "h100_sxm"),

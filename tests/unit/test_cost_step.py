@@ -90,6 +90,24 @@ def test_launching_kernel_by_kernel_is_a_floor_under_large_steps_alone() -> None
     assert any(line.operator == "launching kernel by kernel" for line in lines)
 
 
+def test_the_gpu_idles_between_kernels_that_are_launched_one_by_one() -> None:
+    step = step_of(CASES[0])
+    without, gaps = (replace(step, costs=replace(step.costs, eager_gap_s=s)) for s in (0.0, 1e-3))
+    small, large = step.costs.mixed_graph_tokens, 8 * step.costs.mixed_graph_tokens
+    assert mixed_step_seconds(gaps, [(small, 0)]) == mixed_step_seconds(without, [(small, 0)])
+    longer = mixed_step_seconds(gaps, [(large, 0)]) - mixed_step_seconds(without, [(large, 0)])
+    assert longer == pytest.approx(step.model.layers * 1e-3 * (1 + step.costs.mixed_slower))
+    assert step.model.layers * 1e-3 == pytest.approx(
+        next(
+            line.seconds
+            for line in explain_step(
+                gaps.model, gaps.gpu, gaps.precision, gaps.parallel, gaps.costs, prefill=[(large, 0)]
+            )
+            if line.operator == "gaps between kernels"
+        )
+    )
+
+
 def test_lone_decode_is_bound_by_reading_the_weights() -> None:
     step = step_of(CASES[0])
     weights = step.model.weight_bytes(step.precision, step.parallel) / step.gpu.memory_bandwidth_bytes_per_s
