@@ -37,6 +37,8 @@ SOFT_SHARE = 0.1
 EVALUATIONS = 40
 #: Streams are sent alike if they span like times, to about 12 %; below the shortest they are bursts.
 SPANS_A_DECADE, SHORTEST_SPAN_S = 20, 0.05
+#: Residual of a parameter that is one of its scales away from where it began: what runs cannot tell stays as it was.
+PRIOR_SHARE = 0.02
 #: Steps of the differences that slopes are taken from.
 LONG, SHORT = 0.2, 0.05
 
@@ -126,7 +128,8 @@ def fit_runs(
         if progress is not None:
             progress(count)
         with target.with_values(dict(zip(target.scales, (x - 1.0) * scales, strict=True))) as changed:
-            return np.concatenate([_residuals(run, changed, seed) for run in runs])
+            found = [_residuals(run, changed, seed) for run in runs]
+        return np.concatenate([*found, target.prior_share * (x - 1.0 - first)])
 
     first = np.array([start[key] for key in target.scales]) / scales
     # near first, with long differences that look over the steps of a schedule; then without what outliers pull
@@ -170,6 +173,8 @@ class _StepTime:
     """An explicit step time, in the topology itself."""
 
     kind = "step_time"
+    #: It starts from a guess, which nothing speaks for.
+    prior_share = 0.0
 
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
@@ -212,6 +217,7 @@ class _Profile:
     """An engine profile that extends the topology's own."""
 
     kind = "engine profile"
+    prior_share = PRIOR_SHARE
 
     def __init__(self, topology: Topology, runs: Sequence[Measured]) -> None:
         self._topology = topology
