@@ -12,7 +12,7 @@ from test_engine_policies import DISTSERVE, SPLITWISE, TRT
 
 from simulator.cost.table import affine_cost
 from simulator.engine.engine import Engine, EngineSpec
-from simulator.engine.state import PREFILLED, READ, DeskColumns
+from simulator.engine.state import LOAD, PREFILLED, READ, DeskColumns
 
 HASHED = 32
 UNEVEN = affine_cost(0.013, 0.0007, 0.000003, 0.0011)
@@ -44,6 +44,8 @@ class Play:
     shared: bool = False
     probes: tuple[float, ...] = ()
     withdrawn: tuple[tuple[float, int], ...] = ()
+    abandoned: dict[int, bool] = dataclasses.field(default_factory=dict)  # row: whether its prompt is computed instead
+    outside: bool = False  # two blocks of each prompt seem to be in a cache below, and every second time one is
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
     cost: Any = UNEVEN
 
@@ -81,7 +83,7 @@ class Seen:
         self.news: list[tuple[int, int, int, float]] = []
         self.probed: list[tuple[float, Any, dict[int, int], set[int]]] = []
         self.gone: set[int] = set()
-        self.ends: list[tuple[float, int]] = []
+        self.ends: list[tuple[float, int, int]] = []
         self.live()
 
     def hear(self, now: float) -> None:
@@ -90,8 +92,12 @@ class Seen:
             return
         for kind, row, slot, value, at in zip(news.kind, news.row, news.slot, news.value, news.at_s, strict=True):
             self.news.append((int(kind), int(row), int(value), float(at)))
-            if kind in (READ, PREFILLED):
-                self.ends.append((max(float(at) + self.play.read_s, now), int(slot)))
+            if kind == LOAD:
+                self.engine.will_hold(int(slot), 16 * max(int(value), int(row) % 2 + 1))
+            if kind == READ and row in self.play.abandoned:
+                self.engine.abandon(int(slot), self.play.abandoned[int(row)], now)
+            elif kind in (READ, LOAD, PREFILLED):
+                self.ends.append((max(float(at) + self.play.read_s, now), int(slot), int(row)))
 
     def live(self) -> None:
         """Go from one thing that happens to the next."""
@@ -100,12 +106,12 @@ class Seen:
         agenda += [(at, 2, 0) for at in play.probes] + [(at, 3, row) for at, row in play.withdrawn]
         agenda.sort()
         for _ in range(100_000):
-            now = min([self.engine.wake_s, *(at for at, *_ in agenda[:1]), *(at for at, _ in self.ends)])
+            now = min([self.engine.wake_s, *(at for at, *_ in agenda[:1]), *(at for at, *_ in self.ends)])
             if now >= 1e300:
                 now = 1e5
             self.hear(now)
-            for at, slot in [one for one in self.ends if one[0] <= now]:
-                self.ends.remove((at, slot))
+            for at, slot, row in [one for one in self.ends if one[0] <= now]:
+                self.ends.remove((at, slot, row))
                 self.engine.transfer_ended(slot, now)
             while agenda and agenda[0][0] <= now:
                 self.happen(now, *agenda.pop(0)[1:])
@@ -115,12 +121,14 @@ class Seen:
 
     def happen(self, now: float, what: int, row: int) -> None:
         if what == 1:
-            remote = self.play.role == "decode"
-            self.engine.submit(row, self.play.arrivals[row][1], int(self.makes[row]), now, remote=remote)
+            remote, prompt = self.play.role == "decode", self.play.arrivals[row][1]
+            below = 32 if self.play.outside and prompt > 32 else 0
+            self.engine.submit(row, prompt, int(self.makes[row]), now, remote=remote, outside=below)
         elif what == 2:
             self.probed.append((now, self.engine.load(), self.engine.progress(), set(self.gone)))
         elif self.engine.withdraw(row, now):
             self.gone.add(row)
+            self.ends = [one for one in self.ends if one[2] != row]  # nobody waits for its read any more
 
     def batches(self) -> list[tuple[float, float, list[tuple[int, int]]]]:
         """Start, end and entries (row, tokens) of every step."""

@@ -43,7 +43,64 @@ HANDED = [
     Play("sglang", (), {"overlap": True}, role="decode"),
     Play("sglang", (), {"page_size": 4}, role="decode", blocks=40),
 ]
+DRAFTS = {
+    "num_speculative_tokens": 2,
+    "speculative_acceptance": 0.7,
+    "speculative_acceptance_decay": 0.9,
+    "speculative_draft_cost": 0.1,
+    "speculative_seed": 3,
+}
+CACHED = {"prefix_caching": True}
+OVERLAP = {"async_scheduling": True}
+REUSE = {"enable_block_reuse": True}
+RADIX = {"disable_radix_cache": False, "schedule_policy": "lpm", "schedule_conservativeness": 0.1, "ignore_eos": False}
+OTHERS = [
+    Play("vllm-v1", (), CACHED, shared=True, blocks=TIGHT),
+    Play("vllm-v1", (), CACHED | OVERLAP, shared=True, blocks=TIGHT),
+    Play("vllm-v1", (), CACHED, blocks=TIGHT),
+    Play("vllm-v1", (), CACHED | OVERLAP, blocks=TIGHT),
+    Play("vllm-v1", (), CACHED | OVERLAP, shared=True, outside=True),
+    Play("vllm-v1", (), CACHED, shared=True, outside=True, blocks=TIGHT),
+    Play("vllm-v0", (), CACHED, shared=True, blocks=TIGHT),
+    Play("vllm-v1", (), CACHED | OVERLAP, role="decode", blocks=TIGHT, shared=True),
+    Play("vllm-v1", (), DRAFTS),
+    Play("vllm-v1", (), DRAFTS | OVERLAP, blocks=TIGHT),
+    Play("vllm-v1", (), DRAFTS | OVERLAP, role="decode", blocks=TIGHT),
+    Play("tensorrt-llm", (), DRAFTS),
+    Play(
+        "tensorrt-llm",
+        (),
+        DRAFTS | {"overlap_scheduler": True, "capacity_scheduler_policy": "MAX_UTILIZATION"},
+        blocks=13,
+    ),
+    Play("tensorrt-llm", (), REUSE, shared=True, blocks=TIGHT),
+    Play("tensorrt-llm", (), REUSE | {"overlap_scheduler": True}, shared=True, outside=True),
+    Play("tensorrt-llm", (), REUSE | {"enable_chunked_prefill": True}, shared=True, outside=True, blocks=TIGHT),
+    Play("tensorrt-llm", (), {"batch_wait_timeout_iters": 3, "batch_wait_max_tokens_ratio": 0.9}),
+    Play(
+        "tensorrt-llm",
+        (),
+        {"max_num_tokens": 120, "attention_dp_enable_balance": True, "attention_dp_timeout_iters": 4},
+        extra={"ranks": 2},
+    ),
+    Play("sglang", (), RADIX, shared=True, blocks=TIGHT),
+    Play("sglang", (), RADIX | {"overlap": True, "page_size": 1}, shared=True, blocks=150),
+    Play("sglang", (), RADIX | {"mixed_chunk": True, "page_size": 4}, blocks=38),
+    Play("sglang", (), {"scheduler_recv_interval": 4}),
+    Play("sglang", (), {"chunked_prefill_size": -1, "disable_radix_cache": True, "page_size": 1}, blocks=140),
+]
+GROUPS = [
+    Play("vllm-v1", (), {"stream_interval": 4}),
+    Play("vllm-v1", (), {"stream_interval": 3} | OVERLAP),
+    Play("tensorrt-llm", (), {"stream_interval": 4}),
+    Play("tensorrt-llm", (), {"stream_interval": 3, "overlap_scheduler": True}),
+    Play("tensorrt-llm", (), {"stream_interval": 3, "stream_first_token": True}),
+    Play("splitwise", (), {"stream_interval": 4, "max_preemptions": 0}),
+]
 FIRST_STAGE = [Play(policy, (), role="prefill", blocks=TIGHT) for policy in BASE if policy != "vllm-v0"]
+
+
+EVERY = PLAIN + HANDED + OTHERS + GROUPS
 
 
 def named(play: Play) -> str:
@@ -60,6 +117,20 @@ def drawn(play: Play, seed: int, count: int = 9) -> Play:
     return replace(play, arrivals=tuple(arrivals), probes=probes)
 
 
+def sent_times(play: Play, times: list[float]) -> list[float]:
+    """When the client has each token: with the last of its group, or with the last of all."""
+    size = play.settings.get("stream_interval", 1)
+    early = size > 1 and (play.policy != "tensorrt-llm" or play.settings.get("stream_first_token", False))
+    shift = size - 1 if early else 0
+    last = [(i + shift) // size * size + size - 1 - shift for i in range(len(times))]
+    return [times[min(i, len(times) - 1)] for i in last]
+
+
+def places(gaps: list[float]) -> list[int]:
+    """The histogram's bins of some gaps: a thousand a decade, from a microsecond on."""
+    return sorted(int((np.log10(max(gap, 1e-6)) + 6.0) * 1000.0) for gap in gaps)
+
+
 def assert_same(one: Seen, other: Seen) -> None:
     for name in ("first_token_s", "last_token_s", "token_sum_s", "prefill_start_s", "prefill_end_s", "decode_start_s"):
         np.testing.assert_allclose(getattr(one.desk, name), getattr(other.desk, name), rtol=0, atol=1e-9, err_msg=name)
@@ -72,7 +143,7 @@ def assert_same(one: Seen, other: Seen) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("play", PLAIN + HANDED + FIRST_STAGE, ids=named)
+@pytest.mark.parametrize("play", EVERY + FIRST_STAGE, ids=named)
 def test_running_ahead_is_the_same_as_step_by_step(play: Play, seed: int) -> None:
     case = drawn(play, seed)
     ahead, steps = Seen(case), Seen(replace(case, macro=False, logging=True))
@@ -85,7 +156,7 @@ def test_running_ahead_is_the_same_as_step_by_step(play: Play, seed: int) -> Non
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("play", PLAIN + HANDED + FIRST_STAGE, ids=named)
+@pytest.mark.parametrize("play", EVERY + FIRST_STAGE, ids=named)
 def test_all_is_given_back_and_gaps_add_up(play: Play, seed: int) -> None:
     seen = Seen(drawn(play, seed))
     load, totals, desk = seen.engine.load(), seen.engine.totals(), seen.desk
@@ -124,7 +195,7 @@ def test_tokens_come_at_the_ends_of_their_steps(play: Play, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("play", PLAIN + HANDED, ids=named)
+@pytest.mark.parametrize("play", EVERY, ids=named)
 def test_those_taken_out_leave_nothing_behind(play: Play, seed: int) -> None:
     """Some clients go at random moments: the others get all their tokens, and nothing is held in the end."""
     case = drawn(play, seed)
@@ -138,3 +209,35 @@ def test_those_taken_out_leave_nothing_behind(play: Play, seed: int) -> None:
     assert np.isfinite(seen.desk.last_token_s[stay]).all() and np.isnan(seen.desk.last_token_s[sorted(seen.gone)]).all()
     assert_same(seen, Seen(replace(case, withdrawn=going, macro=False, logging=True)))
     assert totals.gap_sum_s > 0.0
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("play", PLAIN + GROUPS, ids=named)
+def test_every_gap_between_tokens_is_counted_once(play: Play, seed: int) -> None:
+    seen = Seen(replace(drawn(play, seed), macro=False, logging=True))
+    times = [sent_times(play, row) for row in seen.token_times()]
+    np.testing.assert_allclose(seen.desk.first_token_s, [row[0] for row in times])
+    np.testing.assert_allclose(seen.desk.last_token_s, [row[-1] for row in times])
+    gaps = [gap for row in times for gap in np.diff(row)]
+    counts = seen.engine.series()[4]
+    found = np.repeat(np.arange(counts.size), counts)
+    assert len(found) == len(gaps)
+    assert np.abs(found - places(gaps)).max() <= 1  # the last bit may tip a gap into the next bin
+    assert seen.engine.totals().gap_sum_s == pytest.approx(sum(gaps))
+    for at, _, made, _ in seen.probed:
+        assert made == {row: sum(t <= at for t in times[row]) for row in made}
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("play", [*HANDED, *(p for p in OTHERS if p.role == "decode")], ids=named)
+def test_kv_that_does_not_come_is_computed_here_or_given_up(play: Play, recompute: bool) -> None:
+    case = replace(drawn(play, 3), abandoned={1: recompute, 4: False, 6: recompute})
+    if play.policy == "distserve" and recompute:
+        return  # its decoding stage computes no prompts
+    seen = Seen(case)
+    load = seen.engine.load()
+    assert (load.running, load.waiting, load.holding, load.pending_prompt_tokens) == (0, 0, 0, 0)
+    assert load.free_blocks == load.blocks
+    never = {4} if recompute and play.policy != "sglang" else {1, 4, 6}
+    assert set(np.flatnonzero(np.isnan(seen.desk.last_token_s)).tolist()) == never
+    assert_same(seen, Seen(replace(case, macro=False, logging=True)))
