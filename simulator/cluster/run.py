@@ -283,6 +283,8 @@ class Cluster:
             macro=self.options.macro,
             extra={
                 "max_output_tokens": self.max_output_tokens,
+                "priority": self.trace.priority,
+                "loads": cache is not None,
                 "read_post_s": self._read_post_s(plan.index),
                 "ranks": plan.parallel.dp,
             },

@@ -80,6 +80,13 @@ VLLM = Family(
         ),
         Setting("async_scheduling", True, "", "plan the next step while the running one runs"),
         Setting(
+            "scheduling_policy",
+            "fcfs",
+            "",
+            "order of the waiting requests, and who is preempted: by arrival, or by the trace's priority first",
+            choices=("fcfs", "priority"),
+        ),
+        Setting(
             "max_model_len", FROM_MODEL, "tokens", "longest prompt plus output; 0 takes the model's own maximum", 0
         ),
         Setting("gpu_memory_utilization", 0.9, "share of GPU memory", "what the engine may use in all", 0.01, 1.0),

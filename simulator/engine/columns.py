@@ -35,6 +35,7 @@ NUMBERS: dict[str, str] = {
     "offset_sum": "sum of their offsets",
     "partials": "running requests whose prompt is partly computed (at most one, the last, but where blocks are short)",
     "admissions": "requests admitted so far: gives the order of the running list",
+    "submissions": "requests that have come so far (scheduling by priority only)",
     "waiting_head": "place of the first waiting slot in its ring",
     "waiting_count": "waiting requests",
     "holding_count": "requests that hold blocks while their KV is read",
@@ -94,6 +95,7 @@ SLOT_INTS: dict[str, str] = {
     "outside": "leading prompt tokens that caches below this one may hold",
     "remote": "1: its KV is to be read from elsewhere; 2: the read has been reported; 0: neither",
     "rank": "attention data-parallel rank it belongs to",
+    "arrival": "how many requests had come before it (scheduling by priority only)",
 }
 
 SLOT_FLOATS: dict[str, str] = {

@@ -47,6 +47,7 @@ def make_vllm(spec: EngineSpec, content: Any, desk: Any) -> Any:
         stream_interval=int(s.get("stream_interval", 1)),
         read_post_s=float(spec.extra.get("read_post_s", 0.0)),
         **speculation(spec),
+        **urgency(spec),
     )
     return make_engine(
         ROLES[spec.role],
@@ -160,7 +161,7 @@ def make_vllm_v0(spec: EngineSpec, content: Any, desk: Any) -> Any:
     s = spec.settings
     if spec.role != "colocated":
         raise InputError(f"engine vllm-v0: role '{spec.role}' is not allowed; allowed: colocated")
-    for name, allowed in (("async_scheduling", False), ("num_speculative_tokens", 0)):
+    for name, allowed in (("async_scheduling", False), ("num_speculative_tokens", 0), ("scheduling_policy", "fcfs")):
         if s.get(name, allowed) != allowed:
             raise InputError(f"engine vllm-v0: {name} {s[name]} is not allowed; allowed: {allowed}")
     rules = RuleSet(
@@ -221,6 +222,25 @@ def speculation(spec: EngineSpec) -> dict[str, Any]:
         "acceptance": float(s["speculative_acceptance"]) * decay ** np.arange(drafts),
         "draft_cost": float(s["speculative_draft_cost"]),
         "seed": int(s["speculative_seed"]),
+    }
+
+
+def urgency(spec: EngineSpec) -> dict[str, Any]:
+    """The rules of scheduling by priority (``scheduling_policy``). ``InputError`` where they cannot be simulated yet."""
+    s = spec.settings
+    if s.get("scheduling_policy", "fcfs") == "fcfs":
+        return {}
+    place = "engine vllm: scheduling_policy priority"
+    if spec.role not in ("colocated", "prefill"):
+        raise InputError(f"{place} is not allowed in a pool of role '{spec.role}'; allowed: colocated, prefill")
+    if int(s.get("num_speculative_tokens", 0)) > 0 and spec.role != "prefill":
+        raise InputError(f"{place} and num_speculative_tokens over 0 cannot be simulated together yet")
+    if spec.extra.get("loads"):
+        raise InputError(f"{place} and KV cache tiers cannot be simulated together yet")
+    given = spec.extra.get("priority")
+    return {
+        "by_priority": True,
+        "priorities": np.ascontiguousarray(np.zeros(0) if given is None else given, dtype=np.int64),
     }
 
 

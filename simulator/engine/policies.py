@@ -5,6 +5,7 @@ from __future__ import annotations
 from simulator.compiled import compiled
 from simulator.engine.blocks import blocks_for
 from simulator.engine.distserve import must_wait_stage, plan_stage
+from simulator.engine.priorities import plan_by_priority
 from simulator.engine.rules import DISTSERVE, SPLITWISE, TENSORRT_LLM, VLLM_V0
 from simulator.engine.speculative_plans import plan_with_drafts
 from simulator.engine.splitwise import must_wait_machine, plan_machine
@@ -28,6 +29,8 @@ def plan(e, now):  # type: ignore[no-untyped-def]
         return plan_prompts_first(e, now)
     if e.rules.drafts > 0:
         return plan_with_drafts(e, now)
+    if e.rules.by_priority:
+        return plan_by_priority(e, now)
     return plan_batch(e, now)
 
 

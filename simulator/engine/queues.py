@@ -24,6 +24,35 @@ def wait_first(e, s):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def priority_of(e, s):  # type: ignore[no-untyped-def]
+    """The request's priority: a smaller value is more urgent."""
+    row = e.row[s]
+    return e.rules.priorities[row] if row < e.rules.priorities.size else 0
+
+
+@compiled
+def comes_before(e, a, b):  # type: ignore[no-untyped-def]
+    """Whether ``a`` is more urgent than ``b``: by priority, then by arrival."""
+    mine, other = priority_of(e, a), priority_of(e, b)
+    return mine < other or (mine == other and e.arrival[a] < e.arrival[b])
+
+
+@compiled
+def wait_by_priority(e, s):  # type: ignore[no-untyped-def]
+    """Put into a waiting queue that is in order of urgency."""
+    size = e.waiting.size
+    i = e.waiting_count
+    e.waiting_count += 1
+    while i > 0:
+        ahead = e.waiting[(e.waiting_head + i - 1) % size]
+        if comes_before(e, ahead, s):
+            break
+        e.waiting[(e.waiting_head + i) % size] = ahead
+        i -= 1
+    e.waiting[(e.waiting_head + i) % size] = s
+
+
+@compiled
 def leave_waiting(e, position):  # type: ignore[no-untyped-def]
     """Take the slot at ``position`` (0 = head) out of the waiting queue."""
     size = e.waiting.size

@@ -50,6 +50,8 @@ class RuleSet:
     balance_steps: int = 0  # TensorRT-LLM: steps for which prompts wait until every rank has one; 0: they do not
     balance_gather: int = 0  # TensorRT-LLM: further steps once every rank has one
     watermark_blocks: int = 0  # vLLM V0: free blocks that prompts leave alone while others run
+    by_priority: bool = False  # vLLM: who waits and who is preempted goes by priority first, not by arrival alone
+    priorities: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # by row; missing: 0
 
     @property
     def reserving(self) -> bool:
@@ -85,6 +87,8 @@ def make_rules(  # type: ignore[no-untyped-def]
     balance_steps,
     balance_gather,
     watermark_blocks,
+    by_priority,
+    priorities,
     reserving,
 ):
     return Rules(
@@ -110,6 +114,8 @@ def make_rules(  # type: ignore[no-untyped-def]
         balance_steps,
         balance_gather,
         watermark_blocks,
+        by_priority,
+        priorities,
         reserving,
     )
 

@@ -146,6 +146,7 @@ def make_engine(  # type: ignore[no-untyped-def]
         0,
         0,
         0,
+        0,
         slots,
         0.0,
         0.0,
@@ -164,6 +165,7 @@ def make_engine(  # type: ignore[no-untyped-def]
         0,
         0,
         # slots: integers
+        zeros.copy(),
         zeros.copy(),
         zeros.copy(),
         zeros.copy(),
@@ -283,7 +285,7 @@ def grow_slots(e):  # type: ignore[no-untyped-def]
     e.held_blocks, e.registered, e.table = longer(e.held_blocks), longer(e.registered), longer(e.table)
     e.hit, e.times_preempted = longer(e.hit), longer(e.times_preempted)
     e.bucket_next, e.pledge, e.remote = longer(e.bucket_next), longer(e.pledge), longer(e.remote)
-    e.rank = longer(e.rank)
+    e.rank, e.arrival = longer(e.rank), longer(e.arrival)
     e.segment, e.segment_low = longer(e.segment), longer(e.segment_low)
     e.token_sum, e.last_token = longer(e.token_sum), longer(e.last_token)
     e.running, e.holding, e.reports = longer(e.running), longer(e.holding), longer(e.reports)
@@ -311,7 +313,7 @@ def new_slot(e, row, prompt, target, part):  # type: ignore[no-untyped-def]
     e.row[s], e.status[s], e.prompt[s], e.target[s] = row, WAITING, prompt, target
     e.received[s], e.computed[s], e.remote[s], e.pledge[s], e.passed[s] = 0, 0, 0, 0, 0
     e.part[s], e.outside[s] = part, 0
-    e.rank[s] = 0
+    e.rank[s], e.arrival[s] = 0, 0
     e.absent_batch[s], e.stale_batch[s] = -1, -1
     e.held_blocks[s], e.registered[s], e.table[s] = 0, 0, -1
     e.hit[s], e.times_preempted[s], e.token_sum[s] = -1, 0, 0.0

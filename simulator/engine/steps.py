@@ -19,7 +19,7 @@ from simulator.engine.columns import RING
 from simulator.engine.completion import advance_clock, complete, hear_of_transfer
 from simulator.engine.launching import drawn_launch_s, start_batch, start_decode
 from simulator.engine.policies import must_wait, plan
-from simulator.engine.queues import emptiest_rank, heap_push, next_last_batch, wait_last
+from simulator.engine.queues import emptiest_rank, heap_push, next_last_batch, wait_by_priority, wait_last
 from simulator.engine.rules import REMADE
 from simulator.engine.speculation import verification_seconds
 from simulator.engine.state import COLOCATED, DECODE, INSTANT_S, NEVER, REMOTE, date_chunks, longer, new_slot, sample
@@ -47,7 +47,12 @@ def submit(e, row, prompt, target, part, outside, now):  # type: ignore[no-untyp
             e.unread += 1
     if e.rules.ranks > 1:
         e.rank[s] = emptiest_rank(e)
-    wait_last(e, s)
+    if e.rules.by_priority:
+        e.arrival[s] = e.submissions
+        e.submissions += 1
+        wait_by_priority(e, s)
+    else:
+        wait_last(e, s)
     if e.planned == e.completed:
         e.plan_at_s = min(e.plan_at_s, now)
     return next_wake(e)

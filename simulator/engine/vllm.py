@@ -173,11 +173,19 @@ def in_flight(e, s):  # type: ignore[no-untyped-def]
 def preempt(e, s):  # type: ignore[no-untyped-def]
     """Take the newest running request off, its blocks with it; it waits at the head of the queue and starts over."""
     e.running_count -= 1
+    start_over(e, s, e.planned + e.offset[s])
+    wait_first(e, s)
+
+
+@compiled
+def start_over(e, s, tokens):  # type: ignore[no-untyped-def]
+    """A request just taken off the running list gives everything back. ``tokens``: what it has blocks for, if it
+    decodes."""
     status = e.status[s]
     busy = in_flight(e, s)
     lost = e.computed[s]
     if status == DECODING:
-        e.held_blocks[s] = blocks_for(e, e.planned + e.offset[s])
+        e.held_blocks[s] = blocks_for(e, tokens)
         if e.completed > e.first_batch[s]:
             e.received[s] += e.completed - e.first_batch[s]
             close_stretch(e, s)
@@ -204,7 +212,6 @@ def preempt(e, s):  # type: ignore[no-untyped-def]
     e.preempted += 1
     if status == PREFILLING:
         e.partials -= 1
-    wait_first(e, s)
     if e.logging:
         log_entry(e, s, -1)
 
