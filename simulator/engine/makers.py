@@ -226,7 +226,7 @@ def speculation(spec: EngineSpec) -> dict[str, Any]:
 
 
 def urgency(spec: EngineSpec) -> dict[str, Any]:
-    """The rules of scheduling by priority (``scheduling_policy``). ``InputError`` where they cannot be simulated yet."""
+    """The rules of ``scheduling_policy: priority``. Raises ``InputError`` where it cannot be simulated yet."""
     s = spec.settings
     if s.get("scheduling_policy", "fcfs") == "fcfs":
         return {}

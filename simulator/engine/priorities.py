@@ -18,6 +18,7 @@ from simulator.engine.vllm import (
     admit_waiting,
     compute_chunk,
     drop_decode,
+    in_flight,
     leave_after,
     leave_out_from,
     plan_batch,
@@ -171,8 +172,8 @@ def give_token(e, s, work):  # type: ignore[no-untyped-def]
     computed = e.planned + e.offset[s]
     if e.caching:
         take_blocks(e, s, computed + 1)
-        if e.depth == 1:
-            register_blocks(e, s, computed + 1)
+        # cached as far as its tokens are known, as soon as it is planned: it may yet lose this token
+        register_blocks(e, s, computed + (0 if in_flight(e, s) else 1))
     elif computed % e.block_size == 0:
         count_out(e, 1)
     if e.logging:

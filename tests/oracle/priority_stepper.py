@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 
-from vllm_scheduler import Request, Scheduler, State, Step
+from vllm_scheduler import Request, Role, Scheduler, State, Step
 from vllm_stepper import Case, Engine
 
 
@@ -116,14 +116,18 @@ class PriorityEngine(Engine):
                 return
 
 
+def engine_of(settings: dict, role: Role, *rest) -> Engine:
+    """A decode engine of a pair goes first come, first served."""
+    return (Engine if role is Role.DECODE else PriorityEngine)(settings, role, *rest)
+
+
 class PriorityCase(Case):
-    engine_class = PriorityEngine
+    engine_class = staticmethod(engine_of)  # type: ignore[assignment]
 
 
 def run_by_priority(settings: dict, requests: list[dict], instant_s: float = 1e-9) -> list[dict]:
-    """The rows of a case; requests may have a ``priority``. In a pair, the first engine goes by priority."""
+    """The rows of a case; requests may have a ``priority``. In a pair, the prefill engine goes by priority."""
     case = PriorityCase(settings, requests, None, instant_s)
-    for engine in case.engines:
-        engine.scheduler.priorities = [r.get("priority", 0) for r in requests]
+    case.first.scheduler.priorities = [r.get("priority", 0) for r in requests]
     case.run(0)
     return case.rows()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
+import pytest
 from engine_case import as_case, assert_all_given_back, assert_equal
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from priority_stepper import run_by_priority
 from random_cases import cases
+from test_engine_vllm import some, takes_time
 
 from simulator.cluster.plan import ClusterPlan
 from simulator.cluster.run import Cluster, RunOptions
@@ -16,40 +19,64 @@ from simulator.validation.scheduler import OUTPUT_TOKEN, case_plan
 from simulator.workload.arrivals import Arrivals
 
 
-def some(examples: int) -> settings:
-    """The same cases on every run; a failing one is told as drawn."""
-    phases = [Phase.explicit, Phase.generate]
-    checks = list(HealthCheck)
-    return settings(max_examples=examples, deadline=None, derandomize=True, phases=phases, suppress_health_check=checks)
-
-
 def run_engine(case, priorities, *, macro=True, told=False, logging=False):
     case = dataclasses.replace(case, trace=case.trace.with_(priority=priorities))
     plan = case_plan(case)
     workers = tuple(
-        dataclasses.replace(
-            w, settings={**w.settings, "scheduling_policy": "priority", "num_speculative_tokens": 0}
-        )
+        w if w.role == "decode" else dataclasses.replace(w, settings={**w.settings, "scheduling_policy": "priority"})
         for w in plan.workers
     )
-    options = RunOptions(
-        macro=macro, one_output_content=OUTPUT_TOKEN[case.engine], tell_finished=told, logging=logging
-    )
+    options = RunOptions(macro=macro, one_output_content=OUTPUT_TOKEN[case.engine], tell_finished=told, logging=logging)
     cluster = Cluster(ClusterPlan(plan.topology, workers, plan.transfer), case.trace, Arrivals(), options)
     cluster.run()
     return cluster
 
 
 @st.composite
-def prioritised(draw, **given_):
-    options, requests = draw(cases(disaggregated=False, **given_))
+def prioritised(draw, disaggregated=False, **given_):
+    options, requests = draw(cases(disaggregated=disaggregated, **given_))
     classes = draw(st.sampled_from([1, 2, 3, 50]))
     drawn = draw(st.lists(st.integers(-1, classes - 2), min_size=len(requests), max_size=len(requests)))
     return options, [r | {"priority": p} for r, p in zip(requests, drawn, strict=True)]
 
 
+@st.composite
+def tight(draw):
+    """Many short requests that outgrow a small pool together: victims stand anywhere, some with a last token on its
+    way, most with a token of the step already."""
+    gap_ms = draw(st.sampled_from([0, 5, 20]))
+    rows = draw(
+        st.lists(
+            st.tuples(st.integers(0, gap_ms), st.integers(1, 24), st.integers(1, 60), st.integers(0, 9)),
+            min_size=6,
+            max_size=24,
+        )
+    )
+    now_ms, requests = 0, []
+    for gap, prompt, output, priority in rows:
+        now_ms += gap
+        requests.append(
+            {"arrival_s": now_ms / 1000, "input_length": prompt, "output_length": output, "priority": priority}
+        )
+    block = draw(st.sampled_from([4, 8]))
+    largest = max(r["input_length"] + r["output_length"] for r in requests)
+    options = {
+        "engine": "vllm",
+        "max_model_len": largest,
+        "max_num_seqs": 16,
+        "max_num_batched_tokens": draw(st.sampled_from([16, 64, 512])),
+        "block_size": block,
+        "num_blocks": 1 + -(-largest // block) + draw(st.integers(0, 12)),
+        "prefix_caching": draw(st.booleans()),
+        "async_scheduling": draw(st.sampled_from([True, True, False])),
+        "step_time": {"base_s": 0.005, "per_token_s": 2e-05, "per_context_token_s": 4e-08},
+    }
+    return options, requests
+
+
 def check(case, macro, told) -> None:
     options, requests = case
+    assume(takes_time(options))
     rows = run_by_priority(options, requests)
     cluster = run_engine(as_case(options, requests), [r["priority"] for r in requests], macro=macro, told=told)
     assert_equal(cluster, rows)
@@ -66,3 +93,50 @@ def test_random_cases(case, macro, told):
 @given(prioritised(prefix_caching=True, max_requests=40), st.booleans(), st.booleans())
 def test_with_shared_prefixes(case, macro, told):
     check(case, macro, told)
+
+
+@some(400)
+@given(tight(), st.booleans(), st.booleans())
+def test_where_blocks_are_short_all_the_time(case, macro, told):
+    check(case, macro, told)
+
+
+@some(100)
+@given(prioritised(disaggregated=True), st.booleans(), st.booleans())
+def test_at_a_prefill_engine(case, macro, told):
+    check(case, macro, told)
+
+
+# Three run and the pool is short of a block: the least urgent goes, wherever it stands in the running list.
+# One that stands before the request in need has its token of that step already, and loses it.
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("priorities", [(5, 0, 0), (0, 5, 0), (0, 0, 5), (2, 1, 0)])
+def test_a_request_that_had_its_token_is_preempted(priorities, is_async):
+    options = {
+        "engine": "vllm",
+        "max_model_len": 200,
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 64,
+        "block_size": 8,
+        "num_blocks": 1 + 9,
+        "prefix_caching": False,
+        "async_scheduling": is_async,
+        "step_time": {"base_s": 0.005, "per_token_s": 1e-3, "per_context_token_s": 1e-5},
+    }
+    requests = [
+        {"arrival_s": 0.0, "input_length": n, "output_length": 30, "priority": p}
+        for n, p in zip((16, 14, 15), priorities, strict=True)
+    ]
+    rows = run_by_priority(options, requests)
+    assert rows[min(range(3), key=lambda i: (priorities[i], i))]["preemptions"] == 0
+    assert rows[max(range(3), key=lambda i: (priorities[i], i))]["preemptions"] > 0
+    cluster = run_engine(as_case(options, requests), list(priorities), logging=True)
+    assert_equal(cluster, rows)
+    starts, _, first, logged, tokens = cluster.workers[0].engine.step_log()
+    bounds = [*first.tolist(), len(logged)]
+    for a, b in pairwise(bounds):
+        inside = logged[a:b][tokens[a:b] > 0].tolist()
+        assert len(set(inside)) == len(inside)
+        assert not set(inside) & set(logged[a:b][tokens[a:b] < 0].tolist())
+    assert (tokens < 0).sum() == cluster.desk.preemptions.sum() > 0
+    assert len(starts) > 30
