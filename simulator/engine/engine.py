@@ -165,7 +165,8 @@ class Engine:
         self.block_size = self.policy.block_size(spec.settings)
         self.state = self.policy.make(spec, content, desk)
         self.passes_first_token = first_token_made(spec.policy) != REMADE
-        self.longest_prompt = longest_prompt(spec.policy, spec.settings)
+        ranks = 1 if spec.role == "decode" else int(spec.extra.get("ranks", 1))  # a prompt read is not cut to a step
+        self.longest_prompt = longest_prompt(spec.policy, spec.settings, ranks)
         self.wake_s = float("inf")
         self.seen_s = -1.0  # the moment it was last brought to
         self._pulse = self.policy.pulse

@@ -161,7 +161,8 @@ def make_vllm_v0(spec: EngineSpec, content: Any, desk: Any) -> Any:
     s = spec.settings
     if spec.role != "colocated":
         raise InputError(f"engine vllm-v0: role '{spec.role}' is not allowed; allowed: colocated")
-    for name, allowed in (("async_scheduling", False), ("num_speculative_tokens", 0), ("scheduling_policy", "fcfs")):
+    only = {"async_scheduling": False, "num_speculative_tokens": 0, "scheduling_policy": "fcfs", "stream_interval": 1}
+    for name, allowed in only.items():
         if s.get(name, allowed) != allowed:
             raise InputError(f"engine vllm-v0: {name} {s[name]} is not allowed; allowed: {allowed}")
     rules = RuleSet(
@@ -249,9 +250,12 @@ def output_limits(spec: EngineSpec) -> NDArray[np.int64]:
     return np.ascontiguousarray(spec.extra.get("max_output_tokens", np.zeros(0)), dtype=np.int64)
 
 
-def longest_prompt(policy: str, settings: dict[str, Any]) -> int | None:
-    """Tokens of the longest prompt the engine ever computes, where a step's size bounds it; None where it does not."""
+def longest_prompt(policy: str, settings: dict[str, Any], ranks: int = 1) -> int | None:
+    """Tokens of the longest prompt the engine ever computes, where a step's size bounds it; None where it does not.
+
+    ``ranks``: attention data-parallel ones, which share a step's tokens evenly; a prompt belongs to one.
+    """
     if policy == "tensorrt-llm" and not settings["enable_chunked_prefill"]:
-        return int(settings["max_num_tokens"])
+        return int(settings["max_num_tokens"]) // ranks
     bound = {"distserve": "max_tokens_per_batch", "vllm-v0": "max_num_batched_tokens"}.get(policy)
     return None if bound is None else int(settings[bound])

@@ -179,8 +179,7 @@ def preempt(e, s):  # type: ignore[no-untyped-def]
 
 @compiled
 def start_over(e, s, tokens):  # type: ignore[no-untyped-def]
-    """A request just taken off the running list gives everything back. ``tokens``: what it has blocks for, if it
-    decodes."""
+    """A request just taken off the running list gives everything back: blocks for ``tokens``, if it decodes."""
     status = e.status[s]
     busy = in_flight(e, s)
     lost = e.computed[s]

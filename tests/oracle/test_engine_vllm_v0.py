@@ -74,6 +74,7 @@ def test_thousands(case, macro, told):
         ("prefill", {}, "role 'prefill' is not allowed"),
         ("colocated", {"async_scheduling": True}, "async_scheduling True is not allowed"),
         ("colocated", {"num_speculative_tokens": 2}, "num_speculative_tokens 2 is not allowed"),
+        ("colocated", {"stream_interval": 4}, "stream_interval 4 is not allowed"),
     ],
 )
 def test_what_it_does_not_do_is_refused(role, changed, words):

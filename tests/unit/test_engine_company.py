@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from test_engine_waiting import TRT, first_tokens
 
+from simulator.engine.makers import longest_prompt
+
 
 def test_what_does_not_fit_in_a_step_is_no_company() -> None:
     """80 of 100 tokens are enough: 60 and the one being decoded are not, and the other 60 cannot start beside them."""
@@ -29,3 +31,9 @@ def test_nobody_waits_for_company_where_nobody_could_start() -> None:
     """All seats are taken: the count of steps begins when one is free again."""
     one = TRT | {"max_batch_size": 1, "batch_wait_timeout_iters": 5, "batch_wait_max_tokens_ratio": 0.8}
     assert first_tokens("tensorrt-llm", one, [(0.0, 20), (3.5, 20)]) == pytest.approx([1.0, 61.0])
+
+
+def test_a_prompt_fits_into_one_ranks_part_of_a_step() -> None:
+    whole = TRT | {"max_num_tokens": 200, "enable_chunked_prefill": False}
+    assert [longest_prompt("tensorrt-llm", whole, ranks) for ranks in (1, 2)] == [200, 100]
+    assert longest_prompt("tensorrt-llm", whole | {"enable_chunked_prefill": True}, 2) is None
