@@ -204,10 +204,6 @@ class Cluster:
             self.reasons.append(reason)
         self.reason[row] = self.reasons.index(reason)
 
-    def _let_go(self, row: int, now: float) -> None:
-        if self.faults is not None:
-            self.faults.let_go(row, now)
-
     def _after(self, row: int, now: float) -> None:
         """What a client does when its request is over: its next one, or the session's next turn after thinking."""
         following = self._follows.get(row)
@@ -319,7 +315,6 @@ class Cluster:
             fail=self.fail,
             entry_before_s=self.entry_before_s,
             decode_before_s=self.plan.workers[self.dispatch.second.workers[0].index].frontend_before_s,
-            let_go=self._let_go,
             timeout_s=None if self.plan.faults is None else self.plan.faults.transfer_timeout_s,
         )
         return protocol(transfer.mode, transfer.landing)(rooms, self.moved)

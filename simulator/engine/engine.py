@@ -112,7 +112,7 @@ class Policy(NamedTuple):
     series: Callable[..., tuple[NDArray[Any], ...]]
     step_log: Callable[..., tuple[NDArray[Any], ...]]
     progress: Callable[..., tuple[NDArray[np.int64], NDArray[np.int64]]]
-    withdraw: Callable[..., tuple[bool, float]] | None
+    withdraw: Callable[..., tuple[bool, float]]
 
 
 def shared(make: Callable[[EngineSpec, Any, Any], Any], block_setting: str = "block_size") -> Policy:
@@ -214,15 +214,8 @@ class Engine:
         """At a decode engine: the KV a slot waits for will not come. It is computed here, or the slot given up."""
         self.wake_s = self.policy.abandon(self.state, slot, recompute, now)
 
-    @property
-    def lets_go(self) -> bool:
-        """Whether a request can be taken out at any moment."""
-        return self.policy.withdraw is not None
-
     def withdraw(self, row: int, now: float) -> bool:
         """Take a row's request out, whatever is being done of it; whether it was here. Call ``advance`` first."""
-        if self.policy.withdraw is None:
-            return False
         found, self.wake_s = self.policy.withdraw(self.state, row, now)
         return bool(found)
 

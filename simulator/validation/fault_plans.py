@@ -60,7 +60,7 @@ def draw_case(choose: Choose) -> Case:
         "kv_transfer": dict(way),
         "faults": _faults(choose, pools, tiers, linked=over),
         "autoscaling": _autoscaling(choose, pools) if choose(range(3)) == 0 else {},
-        "client": _client(choose) if engine != "sglang" and choose((False, True)) else {},
+        "client": _client(choose) if choose((False, True)) else {},
         "cache": cache,
         "load": choose(("poisson:12", "poisson:40", "closed:20", "at-once")),
         "trace": choose(("chat", "agentic")),

@@ -38,7 +38,7 @@ class Request:
         self.holds_kv = False
         self.middle_chunks = 0
         self.is_retracted = self.stain = False
-        self.to_abort = self.finished = False
+        self.to_abort = self.to_finish = self.finished = False
         self.finished_len = None
         self.cached = self.already_computed = 0
         self.times = []
@@ -57,7 +57,7 @@ class Request:
     def append_output(self, now):
         self.outputs += 1
         self.times.append(now)
-        if self.to_abort:
+        if self.to_abort or self.to_finish:
             self.finished = True
         elif (not self.ignore_eos and self.outputs >= self.output_length) or self.outputs >= self.max_new_tokens:
             self.finished, self.finished_len = True, min(self.outputs, self.max_new_tokens)

@@ -44,8 +44,6 @@ class FaultDesk:
         self._silent: set[int] = set()
         self._died_s: dict[int, float] = {}
         self._lost: dict[int, dict[int, int]] = {}  # worker -> row -> its attempt
-        self._deferred: dict[int, str] = {}  # rows that an engine has yet to come to, and why they begin anew
-        self._waits_for_engine: set[int] = set()
         self._made: dict[int, int] = {}  # output tokens that clients of lost requests have of the attempt
         self._held: list[tuple[int, float]] = []
         for worker in cluster.workers:
@@ -85,13 +83,7 @@ class FaultDesk:
             at = self.cluster.workers[index].at if index >= 0 else None
             if at is not None and row in at:
                 self._take_out(row, self.cluster.workers[index], now)
-        self._begin_when_let_go(row, now, reason)
-
-    def let_go(self, row: int, now: float) -> None:
-        """An engine has come to a request that was given up."""
-        reason = self._deferred.pop(row, None)
-        if reason is not None:
-            self.begin_anew(row, now, reason)
+        self.begin_anew(row, now, reason)
 
     # Workers
 
@@ -256,14 +248,7 @@ class FaultDesk:
                 self._leave_target(row, cluster.workers[target], now)
             if self.attempts.number[row] != attempt or cluster.state[row] != UNFINISHED:
                 return
-        self._begin_when_let_go(row, now, reason)
-
-    def _begin_when_let_go(self, row: int, now: float, reason: str) -> None:
-        if row in self._waits_for_engine:
-            self._waits_for_engine.discard(row)
-            self._deferred[row] = reason
-        else:
-            self.begin_anew(row, now, reason)
+        self.begin_anew(row, now, reason)
 
     def _leave_source(self, row: int, source: Worker, now: float) -> None:
         """The decode engine has died: its prompt's KV is kept until the lease ends, or is not computed any more."""
@@ -293,18 +278,15 @@ class FaultDesk:
             self._take_out(row, target, now)
 
     def _take_out(self, row: int, worker: Worker, now: float) -> None:
-        """An engine that is alive gives a request back: at once, or when it comes to it."""
+        """An engine that is alive is told that nobody waits for a request any more."""
         assert worker.at is not None, "kept from the start"
+        worker.at.discard(row)
         if worker.down:
-            worker.at.discard(row)
-        elif worker.engine.lets_go:
-            worker.at.discard(row)
-            worker.withdraw(row, now)
-            self.cluster.dispatch.computed(worker.index, row, now)
-            if self.cluster.caches is not None:
-                self.cluster.caches.forget(worker, row)
-        else:
-            self._waits_for_engine.add(row)
+            return
+        worker.withdraw(row, now)
+        self.cluster.dispatch.computed(worker.index, row, now)
+        if self.cluster.caches is not None:
+            self.cluster.caches.forget(worker, row)
 
     def begin_anew(self, row: int, now: float, reason: str) -> None:
         """Send a request again, or let it fail."""

@@ -118,7 +118,6 @@ def plan_faults(
         client=client,
         autoscaling=topology.autoscaling,
     )
-    _check_client(topology, workers, client)
     check_autoscaling(topology)
     return plan
 
@@ -126,15 +125,6 @@ def plan_faults(
 def weight_bytes(worker: WorkerPlan) -> float:
     """Weights of all GPUs of a worker; 0 where step times are given outright."""
     return 0.0 if worker.memory is None else worker.memory.weights * worker.parallel.gpus
-
-
-def _check_client(topology: Topology, workers: Sequence[WorkerPlan], client: ClientPart) -> None:
-    """Clients can only leave engines that can let a request go."""
-    if client != ClientPart() and any(worker.policy == "sglang" for worker in workers):
-        raise TopologyError(
-            f"{topology.source}: client: found engine {topology.profile}; clients that leave are modelled for the "
-            "other engines only"
-        )
 
 
 def _first(given: float | None, default: Any) -> float:

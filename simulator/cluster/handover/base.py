@@ -37,7 +37,7 @@ class Rooms:
 
     ``choose_decode``: asks the router. ``fail``: the request ends without an answer. ``entry_before_s``,
     ``decode_before_s``: host time before an engine sees a request. ``transfers``: None where times are explicit.
-    ``let_go``: an engine has come to what was given up, and dropped it. ``timeout_s``: how long bytes may take.
+    ``timeout_s``: how long bytes may take.
     """
 
     plan: KvTransferPlan
@@ -52,7 +52,6 @@ class Rooms:
     fail: Callable[[int, float, str], None]
     entry_before_s: NDArray[np.float64]
     decode_before_s: float
-    let_go: Callable[[int, float], None] = lambda row, now: None
     timeout_s: float | None = None
 
 
@@ -93,7 +92,6 @@ class Handover:
         self.columns.prompt_done_s[row] = now
         if row in self._given_up:
             self._free_source(row, now)
-            self.rooms.let_go(row, now)
         else:
             self.hand_over(row, now)
 
@@ -107,7 +105,6 @@ class Handover:
         self.columns.blocks[row] = blocks
         if row in self._given_up:
             self._leave_target(row, False, now)
-            self.rooms.let_go(row, now)
         else:
             self.receive(row, dst, now)
 

@@ -91,6 +91,7 @@ NUMBERS: dict[str, str] = {
     "samples": "points so far",
     "log_batches": "steps written down",
     "log_rows": "entries of all of them",
+    "aborts": "messages of clients who have gone since the last look for new requests",
 }
 
 SLOT_INTS: dict[str, str] = {
@@ -117,6 +118,7 @@ SLOT_INTS: dict[str, str] = {
     "times_preempted": "retractions",
     "holds": "1 if it holds KV",
     "started": "1 once this stint's first token is there",
+    "gone": "STAYS, GONE or TOLD: whether its client has gone, and the scheduler has read so",
 }
 
 SLOT_FLOATS: dict[str, str] = {

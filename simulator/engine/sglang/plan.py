@@ -9,6 +9,7 @@ from __future__ import annotations
 from simulator.compiled import compiled
 from simulator.cost.table import chunk_attention_seconds
 from simulator.engine.launching import drawn_launch_s
+from simulator.engine.sglang.aborting import read_aborts
 from simulator.engine.sglang.admission import (
     CONTINUE,
     NO_TOKEN,
@@ -24,7 +25,7 @@ from simulator.engine.sglang.columns import RING
 from simulator.engine.sglang.decode import NOTHING, add_decodes, drop_finishing, join, plan_decode, renumber
 from simulator.engine.sglang.memory import checkpoint, decode_fits, decode_need
 from simulator.engine.sglang.remote import take_over
-from simulator.engine.sglang.state import CHUNKED, PREFILLED_LAST, WAITING, seen
+from simulator.engine.sglang.state import CHUNKED, PREFILLED_LAST, STAYS, WAITING, seen
 from simulator.engine.state import CHUNK, DECODE, PREFILL, log_entry, tell
 
 
@@ -37,6 +38,8 @@ def plan_step(e, now):  # type: ignore[no-untyped-def]
     e.batch_firsts[r], e.batch_leaving[r], e.batch_joined[r] = 0, 0, 0
     if e.recv_interval > 1:
         look_for_requests(e)
+    if e.aborts > 0 and e.since_look == 0:
+        read_aborts(e)
     if e.role == DECODE:
         e.last_prefill = take_over(e, now)
         return plan_decode(e) if e.running_count > 0 else NOTHING
@@ -150,7 +153,7 @@ def launch_prefill(e, now):  # type: ignore[no-untyped-def]
         tokens = e.extend_end[s] - e.prefix[s]
         e.pending_prompt_tokens -= tokens
         e.prefill_tokens += tokens
-        if e.tell_chunks:
+        if e.tell_chunks and e.gone[s] == STAYS:
             tell(e, CHUNK, s, e.extend_end[s], 0.0)
         if tokens == 1:  # one query token, as a decode: same kernels
             singles, single_past = singles + 1, single_past + e.prefix[s]
@@ -190,6 +193,8 @@ def leave_queue(e, s, now):  # type: ignore[no-untyped-def]
         e.hit[s] = e.prefix[s]
         e.hit_tokens += e.prefix[s]
         e.lookup_tokens += e.fill[s]
+        if e.gone[s] != STAYS:
+            return
         e.desk.cached_tokens[row] = e.prefix[s]
         e.desk.prefill_start_s[row] = max(now, e.gpu_free_s)
 

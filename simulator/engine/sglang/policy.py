@@ -10,7 +10,7 @@ from simulator.cost.table import step_cost_record
 from simulator.engine.sglang import steps
 from simulator.engine.sglang.abandoning import abandon
 from simulator.engine.sglang.state import make_state
-from simulator.engine.sglang.withdrawing import progress
+from simulator.engine.sglang.withdrawing import progress, withdraw
 from simulator.engine.state import COLOCATED, DECODE, PREFILL
 from simulator.engine.steps import series, step_log, take_news
 from simulator.errors import InputError
@@ -95,5 +95,5 @@ SGLANG = (
     series,
     step_log,
     progress,
-    None,
+    withdraw,
 )

@@ -16,6 +16,7 @@ from simulator.engine.sglang.state import (
     DONE,
     READY,
     REMOTE,
+    STAYS,
     outputs_now,
     pages,
     seen,
@@ -106,9 +107,10 @@ def begin_ready(e, now):  # type: ignore[no-untyped-def]
 
 @compiled
 def send_first(e, s, now):  # type: ignore[no-untyped-def]
-    row = e.row[s]
-    e.desk.decode_start_s[row] = max(now, e.gpu_free_s)
-    e.desk.first_token_s[row] = now
+    if e.gone[s] == STAYS:
+        row = e.row[s]
+        e.desk.decode_start_s[row] = max(now, e.gpu_free_s)
+        e.desk.first_token_s[row] = now
     e.outputs[s] = 1
     e.token_sum[s] = now
     e.last_token[s] = now
@@ -128,10 +130,11 @@ def start_stretch(e, s):  # type: ignore[no-untyped-def]
 def end_at_once(e, s, now):  # type: ignore[no-untyped-def]
     """One token was all."""
     release(e, s)
-    e.desk.last_token_s[e.row[s]] = now
-    e.desk.token_sum_s[e.row[s]] = e.token_sum[s]
-    if e.tell_finished:
-        tell(e, FINISHED, s, 0, now)
+    if e.gone[s] == STAYS:
+        e.desk.last_token_s[e.row[s]] = now
+        e.desk.token_sum_s[e.row[s]] = e.token_sum[s]
+        if e.tell_finished:
+            tell(e, FINISHED, s, 0, now)
     e.status[s] = DONE
     free_slot(e, s)
 
@@ -155,7 +158,8 @@ def ask_for_kv(e, now):  # type: ignore[no-untyped-def]
         e.status[s] = REMOTE
         e.holding[e.holding_count] = s
         e.holding_count += 1
-        tell(e, READ, s, pages(e, e.prompt[s]), now)
+        if e.gone[s] == STAYS:
+            tell(e, READ, s, pages(e, e.prompt[s]), now)
 
 
 @compiled

@@ -16,6 +16,7 @@ from simulator.engine.state import NEVER, PREFILL, longer, wider
 from simulator.kv.radix import make_radix
 
 FREE, WAITING, CHUNKED, PREFILLED_LAST, RUNNING, DROPPED, DONE, REMOTE, READY, HELD, RETRACTED = range(11)
+STAYS, GONE, TOLD = range(3)  # a request's client: is there; has gone; has gone, and the scheduler knows
 CLIP_MAX_NEW_TOKENS = 4096  # of a longer output, admission keeps room for so much only
 RETRACT_DECODE_STEPS = 20  # a retraction makes room for so many steps
 
@@ -144,7 +145,9 @@ def make_state(  # type: ignore[no-untyped-def]
         0,
         0,
         0,
+        0,
         # slots: integers
+        ints.copy(),
         ints.copy(),
         ints.copy(),
         ints.copy(),
@@ -236,6 +239,7 @@ def grow_slots(e):  # type: ignore[no-untyped-def]
     e.last_step, e.ticket, e.position = longer(e.last_step), longer(e.ticket), longer(e.position)
     e.node, e.matched, e.hit = longer(e.node), longer(e.matched), longer(e.hit)
     e.times_preempted, e.holds, e.started = longer(e.times_preempted), longer(e.holds), longer(e.started)
+    e.gone = longer(e.gone)
     e.segment, e.segment_low = longer(e.segment), longer(e.segment_low)
     e.token_sum, e.last_token = longer(e.token_sum), longer(e.last_token)
     e.life_left, e.life_held = longer(e.life_left), longer(e.life_held)
@@ -273,7 +277,7 @@ def new_slot(e, row, prompt, target):  # type: ignore[no-untyped-def]
     e.outputs[s], e.fill[s], e.prefix[s], e.extend_end[s] = 0, prompt, 0, 0
     e.protected[s], e.committed[s], e.matched[s] = 0, 0, 0
     e.node[s], e.hit[s], e.times_preempted[s], e.holds[s], e.started[s] = -1, -1, 0, 0, 0
-    e.token_sum[s], e.last_token[s] = 0.0, 0.0
+    e.gone[s], e.token_sum[s], e.last_token[s] = STAYS, 0.0, 0.0
     return s
 
 

@@ -15,30 +15,19 @@ from simulator.engine.columns import MAX_SAMPLES
 from simulator.engine.launching import start_batch
 from simulator.engine.sglang.columns import RING
 from simulator.engine.sglang.decode import strike_done
-from simulator.engine.sglang.memory import checkpoint, pages_taken, release, settle_committed
+from simulator.engine.sglang.ending import first_token, free_done, is_retracted, last_token
+from simulator.engine.sglang.memory import pages_taken, release
 from simulator.engine.sglang.plan import plan_step, prompts_launch_s, prompts_spread
 from simulator.engine.sglang.remote import kv_is_here
-from simulator.engine.sglang.state import (
-    DONE,
-    HELD,
-    WAITING,
-    new_slot,
-    next_last_step,
-    pages,
-    wait_last,
-)
+from simulator.engine.sglang.state import new_slot, next_last_step, wait_last
 from simulator.engine.state import (
     COLOCATED,
     DECODE,
-    FINISHED,
     INSTANT_S,
     NEVER,
-    PREFILL,
-    PREFILLED,
     count_gap,
     date_chunks,
     free_slot,
-    tell,
     thin,
 )
 from simulator.engine.steps import log_batch
@@ -128,7 +117,7 @@ def count_decodes(e, r, end):  # type: ignore[no-untyped-def]
     known = e.batch_tokens[r]
     for i in range(e.batch_joined[r]):
         s = e.joined[r, i]
-        if e.status[s] != WAITING and e.join[s] == step:
+        if e.join[s] == step and not is_retracted(e, s):
             count_gap(e, end - e.last_token[s], 1)
             known -= 1
     if known > 0:
@@ -152,11 +141,11 @@ def complete(e):  # type: ignore[no-untyped-def]
     done = 0
     for i in range(e.batch_firsts[r]):
         s = e.firsts[r, i]
-        if e.status[s] != WAITING:  # retracted before its result came: the token is lost
+        if not is_retracted(e, s):
             done += first_token(e, s, end)
     for i in range(e.batch_leaving[r]):
         s = e.leaving[r, i]
-        if e.status[s] != WAITING:
+        if not is_retracted(e, s):
             last_token(e, s, end)
             done += 1
     if done > 0:
@@ -166,64 +155,6 @@ def complete(e):  # type: ignore[no-untyped-def]
     if end >= e.sample_next_s:
         sample(e, end)
     return end
-
-
-@compiled
-def free_done(e, slots, count):  # type: ignore[no-untyped-def]
-    for i in range(count):
-        if e.status[slots[i]] == DONE:
-            free_slot(e, slots[i])
-
-
-@compiled
-def first_token(e, s, end):  # type: ignore[no-untyped-def]
-    """A prompt is computed: the request's first token, or the next after a retraction. Returns 1 if it is the last."""
-    row = e.row[s]
-    if e.role == PREFILL:
-        e.desk.prefill_end_s[row] = end
-        checkpoint(e, s, e.fill[s])
-        e.status[s] = HELD
-        e.holding_count += 1
-        tell(e, PREFILLED, s, pages(e, e.committed[s]), end)
-        return 0
-    if e.outputs[s] == 0:
-        e.desk.prefill_end_s[row] = end
-        e.desk.first_token_s[row] = end
-    else:
-        count_gap(e, end - e.last_token[s], 1)
-    e.outputs[s] += 1
-    e.token_sum[s] += end
-    e.last_token[s] = end
-    e.segment[s], e.segment_low[s] = -e.end_sum, -e.end_sum_low
-    e.started[s] = 1
-    if e.outputs[s] >= e.final[s]:
-        finish(e, s, end)
-        return 1
-    checkpoint(e, s, e.fill[s])
-    return 0
-
-
-@compiled
-def last_token(e, s, end):  # type: ignore[no-untyped-def]
-    """A decode step has brought the request's last token."""
-    e.token_sum[s] += (e.end_sum + e.segment[s]) + (e.end_sum_low + e.segment_low[s])
-    e.outputs[s] = e.final[s]
-    finish(e, s, end)
-
-
-@compiled
-def finish(e, s, end):  # type: ignore[no-untyped-def]
-    """The request is done: what it computed goes to the tree, the rest is free."""
-    settle_committed(e, s)
-    checkpoint(e, s, min(e.committed[s], e.prompt[s] + min(e.outputs[s], e.limit[s])))
-    release(e, s)
-    e.status[s] = DONE
-    row = e.row[s]
-    e.desk.last_token_s[row] = end
-    e.desk.token_sum_s[row] = e.token_sum[s]
-    e.desk.preemptions[row] += e.times_preempted[s]
-    if e.tell_finished:
-        tell(e, FINISHED, s, 0, end)
 
 
 @compiled
@@ -243,7 +174,7 @@ def is_plain(e):  # type: ignore[no-untyped-def]
     """Whether nothing but decode is in sight: no prompt, no first or last token, nobody who could be admitted."""
     if e.running_count == 0 or e.chunked >= 0 or e.last_count > 0 or e.last_chunk or e.last_mixed or e.fresh_count > 0:
         return False
-    if e.planned - e.completed != e.depth or (e.waiting_count > 0 and not e.full) or e.unseen > 0:
+    if e.planned - e.completed != e.depth or (e.waiting_count > 0 and not e.full) or e.unseen + e.aborts > 0:
         return False
     if e.ready_count + e.retracted_count > 0:
         return False
