@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,9 @@ class Bench:
 
     def until(self, now: float) -> Bench:
         news = self.engine.advance(now)
-        for kind, row, slot, at in zip(*(news.kind, news.row, news.slot, news.at_s) if news else ([],) * 4, strict=True):
+        for kind, row, slot, at in zip(
+            *(news.kind, news.row, news.slot, news.at_s) if news else ([],) * 4, strict=True
+        ):
             self.news.append((int(kind), int(row), float(at)))
             self.slots[int(row)] = int(slot)
         return self
@@ -61,7 +64,20 @@ class Bench:
         load = self.engine.load()
         assert (load.requests, load.pending_prompt_tokens, load.free_blocks) == (0, 0, load.blocks)
         assert self.engine.progress() == {}
+        state = self.engine.state
+        assert (state.aborts, state.free_slots) == (0, state.row.size)
         return self
+
+    def end_after_reads(self) -> Bench:
+        """The same at a decode engine whose reads take no time."""
+        told = len(self.news)
+        while self.engine.wake_s < FULL_S:
+            self.until(self.engine.wake_s)
+            for kind, row, _ in self.news[told:]:
+                if kind == READ:
+                    self.engine.transfer_ended(self.slots[row], self.engine.seen_s)
+            told = len(self.news)
+        return self.end()
 
     def steps(self) -> list[tuple[float, float, dict[int, int]]]:
         """Start, end, and new tokens by row."""
@@ -69,16 +85,16 @@ class Bench:
         bounds = [*first.tolist(), len(rows)]
         return [
             (float(starts[b]), float(ends[b]), dict(zip(rows[i:j].tolist(), tokens[i:j].tolist(), strict=True)))
-            for b, (i, j) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
+            for b, (i, j) in enumerate(pairwise(bounds))
         ]
 
     def gaps(self) -> int:
         return int(self.engine.series()[4].sum())
 
 
-def one_at_a_time(leave: list[tuple[float, int]], **more: Any) -> Bench:
+def one_at_a_time(leave: list[tuple[float, int]], outputs: int = 9, **more: Any) -> Bench:
     """Two requests of a block, one place: the second begins when the first has left."""
-    return Bench([(0.0, 16, 9), (0.5, 16, 2)], leave, max_running_requests=1, **more).end()
+    return Bench([(0.0, 16, outputs), (0.5, 16, 2)], leave, max_running_requests=1, **more).end()
 
 
 def test_a_running_request_is_in_one_more_step() -> None:
@@ -102,6 +118,18 @@ def test_overlapped_the_token_planned_behind_its_last_is_thrown_away() -> None:
     assert [step[2] for step in goes.steps()] == [{0: 16}, {0: 1}, {0: 1}, {0: 1}, {0: 1}, {1: 16}, {1: 1}]
     assert (goes.desk.prefill_start_s[1], goes.desk.first_token_s[1]) == (5.0, 6.0)
     assert goes.gaps() == 3 + 1
+
+
+@pytest.mark.parametrize(("outputs", "steps"), [(3, 4), (4, 5), (5, 5), (6, 5)])
+def test_nothing_changes_for_who_would_end_by_then(outputs: int, steps: int) -> None:
+    """As above, with an end of sequence: it is found when that step's result is there, and one more is planned."""
+    extra = {"extra": {"max_output_tokens": np.array([20, 2])}}
+    goes = one_at_a_time([(2.5, 0)], outputs, overlap=True, ignore_eos=False, more=extra)
+    assert sum(0 in step[2] for step in goes.steps()) == steps
+    assert goes.gaps() == min(outputs, 4) - 1 + 1
+    whole = one_at_a_time([(2.5, 0)], outputs)  # one step at a time: four steps, or those it needs
+    assert sum(0 in step[2] for step in whole.steps()) == min(outputs, 4)
+    assert whole.gaps() == min(outputs, 4) - 1 + 1
 
 
 @pytest.mark.parametrize(("leaves_s", "steps"), [(0.2, 2), (0.999, 2), (1.0, 2), (1.001, 3), (2.0, 3)])
@@ -181,6 +209,32 @@ def test_two_that_leave_together_go_in_batch_order() -> None:
     assert [sorted(step[2]) for step in goes.steps()] == [[0, 1, 2]] * 3 + [[0, 2]]
     assert np.isfinite(goes.desk.last_token_s).tolist() == [False, True, False]
     assert goes.gaps() == 6
+
+
+def test_of_two_that_leave_together_the_first_of_the_batch_is_cached_first() -> None:
+    """0 and 1 end with the step until 3, 1 by its length. Five blocks each and room for 14: a third prompt drives out
+    what was used least lately, which is what 0 has left."""
+    requests = [(0.0, 64, 9), (0.0, 64, 3), (20.0, 80, 1), (30.0, 64, 1)]
+    for again, cached in ((1, 48), (0, 0)):
+        prompts = [prompt for _, prompt, _ in requests]
+        ids = [[row * 10, row * 10 + 1, row * 10 + 2] for row in (0, 1, 2, again)]
+        desk = DeskColumns(4)
+        settings = {"overlap": True}
+        pair = engine("sglang", content_of(prompts, ids), desk, 12, settings=settings)
+        for row, (at, prompt, outputs) in enumerate(requests):
+            pair.advance(at)
+            pair.submit(row, prompt, outputs, at)
+            if row == 1:
+                pair.advance(1.5)
+                assert pair.withdraw(0, 1.5)
+        pair.advance(100.0)
+        assert desk.cached_tokens[3] == cached
+
+
+def test_tokens_made_until_the_end_are_cached() -> None:
+    """Pages of one token: prompt of 64, four tokens made, the last of them not computed: 67 tokens can be evicted."""
+    goes = one_at_a_time([(2.5, 0)], page_size=1)
+    assert goes.engine.state.tree.evictable == 16 + 3 + 16 + 1
 
 
 def test_one_that_waits_leaves_before_the_next_step_is_planned() -> None:
@@ -302,7 +356,9 @@ def test_prompts_for_another_engine() -> None:
         assert first.load().holding == (0 if leaves_s < 1.0 else 1)
         assert first.advance(10.0) is None
         assert first.load().holding == (0 if leaves_s < 1.0 else 1)
-        assert np.isnan(desk.prefill_end_s[1])
+        assert np.isnan(desk.prefill_end_s[1]) and np.isnan(desk.prefill_end_s[0]) == (leaves_s < 1.0)
+        load, held = first.load(), 4 if leaves_s > 1.0 else 0
+        assert (load.free_blocks, first.state.free_slots) == (BLOCKS - held, first.state.row.size - (held > 0))
         for row, at in ((2, 20.0), (3, 30.0)):
             first.submit(row, 64, 1, at)
             first.advance(at + 5.0)
@@ -310,15 +366,10 @@ def test_prompts_for_another_engine() -> None:
 
 
 def test_a_chunk_that_nobody_waits_for_is_not_told() -> None:
-    """Looked for every fourth decode step only: until then the second prompt's chunks go on, and are not told."""
     told = Bench([(0.0, 48, 1)], [(0.5, 0)], role="prefill", chunked_prefill_size=16, more={"tell_chunks": True})
     told.until(5.0)
     assert [(kind, row) for kind, row, _ in told.news] == [(CHUNK, 0)]
     told.end()
-
-
-def decoding(leave: list[tuple[float, int]], count: int = 3, **more: Any) -> Bench:
-    return Bench([(0.0, 16, 9)] * count, leave, role="decode", **more)
 
 
 def test_a_decode_engine_forgets_who_waits_for_memory() -> None:
@@ -362,3 +413,95 @@ def test_a_decode_engine_forgets_who_could_begin() -> None:
     assert np.isnan(goes.desk.first_token_s[1]) and np.isnan(goes.desk.decode_start_s[1])
     goes.end()
     assert goes.desk.last_token_s[0] == 9.0
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_decode_engine_forgets_whom_it_retracted(overlap: bool) -> None:
+    """1,280 tokens of memory and 716 for each in the end. One is retracted, and would come back; its client goes, and
+    the copy in host memory is thrown away. The other one is not held up."""
+
+    def pair() -> Bench:
+        limits = {"extra": {"max_output_tokens": np.array([700, 700])}}
+        both = Bench([(0.0, 16, 700), (0.0, 16, 700)], [], role="decode", blocks=80, more=limits, overlap=overlap)
+        both.until(0.5)
+        for row in (0, 1):
+            both.engine.transfer_ended(both.slots[row], 0.5)
+        return both
+
+    plain = pair().end()
+    at, left = next((start, tokens) for start, _, tokens in plain.steps() if -1 in tokens.values())
+    victim = next(row for row, tokens in left.items() if tokens < 0)
+    assert plain.desk.preemptions[victim] == 1 and plain.gaps() == 2 * 699
+    goes = pair().until(at + 1.5)
+    assert goes.engine.state.retracted_count == 1
+    assert goes.engine.withdraw(victim, at + 1.5)
+    goes.until(at + 2.5)
+    assert goes.engine.state.retracted_count == 0
+    goes.end()
+    assert np.isnan(goes.desk.last_token_s[victim])
+    assert goes.desk.last_token_s[1 - victim] == plain.desk.last_token_s[1 - victim]
+
+
+def test_a_result_for_a_retracted_request_is_lost_at_decode_engines_too() -> None:
+    """Overlapped, its last token by an end of sequence is in flight as its memory is taken: it makes it again."""
+    for outputs in range(638, 646):
+        limits = {"extra": {"max_output_tokens": np.array([700, 700])}}
+        requests = [(0.0, 16, 700), (0.0, 16, outputs)]
+        more = {"role": "decode", "blocks": 80, "more": limits, "overlap": True, "ignore_eos": False}
+        both = Bench(requests, [], **more).until(0.5)
+        for row in (0, 1):
+            both.engine.transfer_ended(both.slots[row], 0.5)
+        both.end()
+        assert np.isfinite(both.desk.last_token_s).all()
+        assert both.gaps() == 699 + outputs - 1
+
+
+SELDOM = {"scheduler_recv_interval": 6}
+
+
+def test_messages_wait_for_the_next_look() -> None:
+    """New requests are looked for when idle, after prompts, and every sixth decode step: planned at 7 here. The
+    client goes at 2.5; the step until 8 is in flight no more than any other, and is the last."""
+    often = one_at_a_time([(2.5, 0)], 20)
+    seldom = one_at_a_time([(2.5, 0)], 20, **SELDOM)
+    assert sum(0 in step[2] for step in often.steps()) == 4
+    assert sum(0 in step[2] for step in seldom.steps()) == 8
+    assert seldom.desk.first_token_s[1] == 9.0
+
+
+def test_one_that_begins_before_its_message_is_read_is_not_written_down() -> None:
+    """Two places: 2 waits from 0 on, its client goes at 2.5, it begins at 4 as 1 ends, and leaves after a decode."""
+    requests = [(0.0, 16, 30), (0.0, 16, 4), (0.0, 16, 30)]
+    goes = Bench(requests, [(2.5, 2)], max_running_requests=2, **SELDOM).end()
+    assert [sorted(step[2]) for step in goes.steps()][:8] == [[0, 1]] * 4 + [[2]] + [[0, 2]] + [[0]] * 2
+    assert np.isnan(goes.desk.prefill_start_s[2]) and goes.desk.prefill_start_s[0] == 0.0
+    assert np.isnan(goes.desk.first_token_s[2]) and np.isnan(goes.desk.prefill_end_s[2])
+
+
+def test_kv_is_not_asked_for_aloud_for_one_who_has_gone() -> None:
+    """A decode engine, full until 0 ends at 4; 1's client goes at 3.5, between looks. It gets memory, and gives it
+    back at the next look."""
+    goes = Bench([(0.0, 16, 5), (0.0, 16, 30), (0.0, 16, 5)], [], role="decode", blocks=40, **SELDOM).until(0.5)
+    assert [(kind, row) for kind, row, _ in goes.news] == [(READ, 0)]
+    goes.engine.transfer_ended(goes.slots[0], 0.5)
+    goes.until(3.5)
+    assert goes.engine.withdraw(1, 3.5)
+    goes.end_after_reads()
+    assert [(kind, row) for kind, row, _ in goes.news] == [(READ, 0), (FINISHED, 0), (READ, 2), (FINISHED, 2)]
+
+
+@pytest.mark.parametrize("outputs", [1, 30])
+def test_one_that_begins_to_decode_before_its_message_is_read(outputs: int) -> None:
+    """Its KV is there at 2.5, its client goes at 2.6, and it begins at 3: its first token is nobody's."""
+    limits = {"extra": {"max_output_tokens": np.array([30, outputs])}}
+    goes = Bench([(0.0, 16, 30), (0.0, 16, outputs)], [], role="decode", blocks=2000, more=limits, **SELDOM).until(0.5)
+    goes.engine.transfer_ended(goes.slots[0], 0.5)
+    goes.until(2.55)
+    goes.engine.transfer_ended(goes.slots[1], 2.55)
+    assert goes.engine.withdraw(1, 2.6)
+    goes.until(4.0)
+    assert goes.engine.load().pending_prompt_tokens == 0
+    goes.end()
+    assert np.isnan([goes.desk.first_token_s[1], goes.desk.decode_start_s[1], goes.desk.last_token_s[1]]).all()
+    assert goes.desk.token_sum_s[1] == 0.0
+    assert [row for kind, row, _ in goes.news if kind == FINISHED] == [0]

@@ -12,13 +12,15 @@ from simulator.api import simulate
 from simulator.cluster.assembly import assemble
 from simulator.cluster.faults.plan import Health
 from simulator.cluster.result import CANCELLED, COMPLETED, FAILED, REJECTED, TIMED_OUT, UNFINISHED, RunResult
+from simulator.cluster.run import Cluster, RunOptions
 from simulator.cluster.simulation import run_plan
 from simulator.cluster.topology import load_topology
 from simulator.engine.pacing import slowed
 from simulator.errors import TopologyError
 from simulator.metrics.slo import SLO
 from simulator.metrics.verdict import verdict
-from simulator.workload.arrivals import parse_arrivals
+from simulator.validation.fault_laws import broken_laws
+from simulator.workload.arrivals import apply_arrivals, parse_arrivals
 from simulator.workload.load import load_trace
 from simulator.workload.trace import Trace
 
@@ -210,6 +212,29 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path, text: str, said: 
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_clients_cannot_leave_engines_that_do_not_let_go() -> None:
-    with pytest.raises(TopologyError, match="client: found engine sglang"):
-        assemble(load_topology("llama-3.1-8b/h100_sxm/1c/sglang", ["client={timeout_s: 3}"]))
+def test_clients_leave_sglang_engines_with_the_next_result() -> None:
+    """One place; steps of 10.1 ms. The first client leaves at 105 ms, in the tenth step: that is the last with its
+    request but for the next, which is planned by then or is planned before its result is there."""
+    engine = {"profile": "sglang", "max_running_requests": 1, "chunked_prefill_size": 8192, "page_size": 1}
+    trace, found = Trace.from_columns([0.0, 0.104], [100, 100], [60, 2]), {}
+    for overlap in (False, True):
+        more = {"engine": {**engine, "overlap": overlap}, "pools": [{"name": "all", "role": "colocated"}]}
+        record = outcome({}, trace, client={"timeout_s": 0.105}, **more).record
+        assert record.state.tolist() == [TIMED_OUT, COMPLETED]
+        assert record.reasons[int(record.reason[0])] == "no answer within 0.105 s"
+        found[overlap] = float(record.first_token_s[1])
+    ends = 0.02 + 9 * 0.0101  # of the step in which the client leaves
+    assert found[False] == pytest.approx(ends + 0.0101 + 0.02)
+    assert found[True] == pytest.approx(ends + 2 * 0.0101 + 0.02)
+
+
+@pytest.mark.parametrize("name", ["2c", "1p2d"])
+def test_who_leaves_sglang_engines_leaves_nothing_behind(name: str) -> None:
+    client = {"first_token_timeout_s": 0.15, "timeout_s": 4.0, "cancel_share": 0.4, "cancel_after_s": 1.0}
+    plan = assemble(load_topology(f"llama-3.1-8b/h100_sxm/{name}/sglang", [f"client={client}"]))
+    arrivals = parse_arrivals("poisson:40")
+    cluster = Cluster(plan, apply_arrivals(load_trace("chat", limit=150), arrivals, 0), arrivals, RunOptions())
+    cluster.run()
+    assert broken_laws(cluster) == []
+    ended = {state: int((cluster.state == state).sum()) for state in (COMPLETED, CANCELLED, TIMED_OUT)}
+    assert sum(ended.values()) == 150 and min(ended.values()) > 0

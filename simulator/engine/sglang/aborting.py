@@ -51,7 +51,6 @@ def abort(e, s):  # type: ignore[no-untyped-def]
     elif status == WAITING:
         e.waiting_count = without(e.waiting[e.waiting_head :], e.waiting_count, s)
         e.pending_prompt_tokens -= e.prompt[s] + e.outputs[s]
-        forget_in_flight(e, s)
         free_slot(e, s)
     elif status == CHUNKED:
         e.chunked = -1
@@ -66,7 +65,6 @@ def abort(e, s):  # type: ignore[no-untyped-def]
         give_back(e, s)
     elif status == RETRACTED:
         e.retracted_count = without(e.retracted, e.retracted_count, s)
-        forget_in_flight(e, s)
         free_slot(e, s)
     elif status == HELD:
         e.holding_count -= 1
@@ -77,7 +75,8 @@ def abort(e, s):  # type: ignore[no-untyped-def]
 def end_with_next_token(e, s):  # type: ignore[no-untyped-def]
     """The token in flight is its last, or else the one of the next step with decodes.
 
-    Called between two plannings: at most one step is in flight, and all first tokens before it have come.
+    Messages are read before a step is planned: at most one is in flight, none that a retracted request has a part in,
+    and first tokens of all who run have come.
     """
     if e.last_step[s] < e.decode_planned:  # its last token is in flight as it is
         return
@@ -85,7 +84,6 @@ def end_with_next_token(e, s):  # type: ignore[no-untyped-def]
     e.ticket[s] = e.tickets  # its entry in the heap does not hold any more
     e.tickets += 1
     if max(e.join[s], e.decode_done) < e.decode_planned:
-        e.last_step[s] = e.decode_planned - 1
         r = (e.planned - 1) % RING
         e.leaving[r, e.batch_leaving[r]] = s
         e.batch_leaving[r] += 1
@@ -119,13 +117,3 @@ def without(slots, count, s):  # type: ignore[no-untyped-def]
             slots[kept] = slots[i]
             kept += 1
     return kept
-
-
-@compiled
-def forget_in_flight(e, s):  # type: ignore[no-untyped-def]
-    """Of a request that was retracted a result may be in flight that is not waited for; its slot will be another's."""
-    for b in range(e.completed, e.planned):
-        r = b % RING
-        e.batch_firsts[r] = without(e.firsts[r], e.batch_firsts[r], s)
-        e.batch_leaving[r] = without(e.leaving[r], e.batch_leaving[r], s)
-        e.batch_joined[r] = without(e.joined[r], e.batch_joined[r], s)

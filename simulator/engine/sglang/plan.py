@@ -153,7 +153,7 @@ def launch_prefill(e, now):  # type: ignore[no-untyped-def]
         tokens = e.extend_end[s] - e.prefix[s]
         e.pending_prompt_tokens -= tokens
         e.prefill_tokens += tokens
-        if e.tell_chunks and e.gone[s] == STAYS:
+        if e.tell_chunks:
             tell(e, CHUNK, s, e.extend_end[s], 0.0)
         if tokens == 1:  # one query token, as a decode: same kernels
             singles, single_past = singles + 1, single_past + e.prefix[s]
