@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from simulator.compiled import compiled
 from simulator.engine.blocks import close_table, free_blocks
-from simulator.engine.queues import wait_first
+from simulator.engine.queues import wait_by_priority, wait_first
 from simulator.engine.rules import AT_DECODE
 from simulator.engine.state import WAITING, free_slot
 from simulator.engine.steps import next_wake
@@ -29,7 +29,10 @@ def abandon(e, s, recompute, now):  # type: ignore[no-untyped-def]
         if e.rules.first_token == AT_DECODE:  # the token that was to come with the KV is made here, too
             e.received[s] = 0
         e.pending_prompt_tokens += e.prompt[s] + e.received[s]
-        wait_first(e, s)
+        if e.rules.by_priority:
+            wait_by_priority(e, s)
+        else:
+            wait_first(e, s)
     else:
         close_table(e, s)
         free_slot(e, s)

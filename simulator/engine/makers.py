@@ -232,8 +232,8 @@ def urgency(spec: EngineSpec) -> dict[str, Any]:
     if s.get("scheduling_policy", "fcfs") == "fcfs":
         return {}
     place = "engine vllm: scheduling_policy priority"
-    if spec.role not in ("colocated", "prefill"):
-        raise InputError(f"{place} is not allowed in a pool of role '{spec.role}'; allowed: colocated, prefill")
+    if spec.role not in ("colocated", "prefill", "decode"):
+        raise InputError(f"{place} is not allowed in a pool of role '{spec.role}'; allowed: colocated, prefill, decode")
     if int(s.get("num_speculative_tokens", 0)) > 0 and spec.role != "prefill":
         raise InputError(f"{place} and num_speculative_tokens over 0 cannot be simulated together yet")
     if spec.extra.get("loads"):

@@ -1,20 +1,24 @@
 """vLLM V1's ``scheduling_policy: priority``: a smaller priority is more urgent, then the earlier arrival.
 
-The waiting queue is kept in that order (``simulator.engine.queues``), so planning differs from first come, first
-served only in a step in which blocks run short: the least urgent running request is preempted, wherever it stands in
-the running list, and even if the step has a token for it already. Source: ``schedule`` of
-vllm/v1/core/sched/scheduler.py and ``PriorityRequestQueue`` of request_queue.py.
+The waiting queue and the list of those whose KV is being read are kept in that order (``simulator.engine.queues``), so
+planning differs from first come, first served only in a step in which blocks run short: the least urgent running
+request is preempted, wherever it stands in the running list, and even if the step has tokens for it already. Source:
+``schedule`` of vllm/v1/core/sched/scheduler.py and ``PriorityRequestQueue`` of request_queue.py, 0.32.0.
 """
 
 from __future__ import annotations
 
+import numpy as np
+
 from simulator.compiled import compiled
+from simulator.cost.table import chunk_attention_seconds
 from simulator.engine.blocks import blocks_for, count_out, register_blocks, take_blocks
 from simulator.engine.columns import RING
-from simulator.engine.queues import comes_before, leave_running, wait_by_priority
+from simulator.engine.queues import comes_before, leave_running, wait_by_priority, without
 from simulator.engine.state import DECODING, PREFILLING, log_entry
 from simulator.engine.tracking import track_blocks
 from simulator.engine.vllm import (
+    admit_loaded,
     admit_waiting,
     compute_chunk,
     drop_decode,
@@ -39,16 +43,20 @@ def plan_by_priority(e, now):  # type: ignore[no-untyped-def]
     budget, work, decodes = run_in_turn(e)
     settle_present(e)
     if e.preempted == before:
+        budget, work = admit_loaded(e, budget, work, now)
         budget, work = admit_waiting(e, budget, work, now)
     return work, decodes
 
 
 @compiled
 def runs_short(e):  # type: ignore[no-untyped-def]
-    """Whether running requests need more blocks in the batch being planned than there are."""
+    """Whether running requests need more blocks in the batch being planned than there are, or may do so: a prompt under
+    way is not the last to be looked at."""
     need = e.phase_count[(-e.planned) % e.block_size]
     if e.partials > 0:
         s = e.running[e.running_count - 1]
+        if e.partials > 1 or e.status[s] != PREFILLING:
+            return True
         tokens = min(e.prompt[s] + e.received[s] - e.computed[s], max(e.token_budget - e.decodes, 0))
         need += max(blocks_for(e, e.computed[s] + tokens) - e.held_blocks[s], 0)
     return need > e.pool.free
@@ -56,46 +64,47 @@ def runs_short(e):  # type: ignore[no-untyped-def]
 
 @compiled
 def run_in_turn(e):  # type: ignore[no-untyped-def]
-    """Walk the running list, and preempt the least urgent until each request in turn has its block.
-
-    The walk keeps vLLM's cursor, which a preempted request moves back only if the step had a token for it: one whose
-    last token is on the way has none, and whoever stands behind the request that took its blocks is passed over.
-    """
+    """Walk the running list, and preempt the least urgent until each request in turn has its blocks."""
     budget, decodes, i = e.token_budget, 0, 0
     work = (0, 0, 0, 0, 0, 0.0, 0)
     log_first = e.log_rows
+    chunk = np.zeros(e.row.size, np.int64)  # tokens of a prompt in the batch being planned
+    busy = np.zeros(e.row.size, np.bool_)  # and whether a batch in flight works on it
     while i < e.running_count and budget > 0:
         s = e.running[i]
         if e.status[s] != DECODING and e.status[s] != PREFILLING:
             i += 1
             continue
         tokens = 1 if e.status[s] == DECODING else min(e.prompt[s] + e.received[s] - e.computed[s], budget)
-        at = i
         while lacks_block(e, s, tokens):
             victim = least_urgent(e)
-            position = place_of(e, victim)
-            undone = position < at and has_token(e, victim)
-            if undone:
+            if e.deferred_frees and (busy[victim] if chunk[victim] > 0 else in_flight(e, victim)):
+                leave_out_from(e, i)
+                return budget, work, decodes
+            ahead = place_of(e, victim) < i
+            undone = ahead and chunk[victim] == 0 and e.status[victim] == DECODING
+            if chunk[victim] > 0:
+                work = take_back_chunk(e, victim, chunk[victim], work)
+                budget += chunk[victim]
+            elif undone:
                 singles, context, chunks, new, past, attention, finished = work
                 context -= e.planned + e.offset[victim]
                 work = (singles - 1, context, chunks, new, past, attention, finished)
-                decodes, budget, i = decodes - 1, budget + 1, i - 1
-                if e.logging:
-                    strike_out(e, log_first, victim)
+                decodes, budget = decodes - 1, budget + 1
+            if e.logging:
+                strike_out(e, log_first, victim)
             take_off(e, victim, undone)
-            if position < at:
-                at -= 1
+            i -= ahead
             if victim == s:
-                leave_out_from(e, position)
+                leave_out_from(e, i)
                 return budget, work, decodes
         if e.status[s] == DECODING:
             work = give_token(e, s, work)
             decodes, budget = decodes + 1, budget - 1
         else:
+            chunk[s], busy[s] = tokens, in_flight(e, s)
             work = compute_chunk(e, s, tokens, work)
             budget -= tokens
-        for j in range(at + 1, min(i + 1, e.running_count)):
-            leave_out(e, e.running[j])
         i += 1
     leave_out_from(e, i)
     return budget, work, decodes
@@ -128,12 +137,6 @@ def place_of(e, s):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def has_token(e, s):  # type: ignore[no-untyped-def]
-    """Whether a request that the walk has come by has a token of the batch being planned."""
-    return e.status[s] == DECODING and not is_left_out(e, s)
-
-
-@compiled
 def is_left_out(e, s):  # type: ignore[no-untyped-def]
     r = e.planned % RING
     for i in range(e.batch_absent[r]):
@@ -143,27 +146,36 @@ def is_left_out(e, s):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def leave_out(e, s):  # type: ignore[no-untyped-def]
-    """The cursor passes a request over: if it decodes, it is not in the batch being planned."""
-    if e.status[s] == DECODING:
-        r = e.planned % RING
-        e.absent[r, e.batch_absent[r]] = s
-        e.batch_absent[r] += 1
-
-
-@compiled
 def take_off(e, s, undone):  # type: ignore[no-untyped-def]
     """Preempt a running request; ``undone``: it had got its token of the batch being planned, and the block for it."""
-    r = e.planned % RING
-    kept = 0
-    for i in range(e.batch_absent[r]):
-        if e.absent[r, i] != s:
-            e.absent[r, kept] = e.absent[r, i]
-            kept += 1
-    e.batch_absent[r] = kept
     leave_running(e, s)
     start_over(e, s, e.planned + e.offset[s] + (1 if undone else 0))
     wait_by_priority(e, s)
+
+
+@compiled
+def take_back_chunk(e, s, tokens, work):  # type: ignore[no-untyped-def]
+    """A request with prompt tokens in the batch being planned loses them: as if its prompt were still under way."""
+    singles, single_past, chunks, new, before, attention, finished = work
+    past = e.computed[s] - tokens
+    if tokens == 1:
+        singles, single_past = singles - 1, single_past - past
+    else:
+        chunks, new, before = chunks - 1, new - tokens, before - past
+        if not e.cost.affine:
+            attention -= chunk_attention_seconds(e.cost, tokens, past)
+    e.prefill_tokens -= tokens
+    if e.status[s] == PREFILLING:
+        return (singles, single_past, chunks, new, before, attention, finished)
+    r = e.planned % RING
+    if e.status[s] == DECODING:
+        drop_decode(e, s)
+    else:
+        e.batch_leaving[r] = without(e.leaving[r], e.batch_leaving[r], s)
+    e.batch_firsts[r] = without(e.firsts[r], e.batch_firsts[r], s)
+    e.status[s] = PREFILLING
+    e.partials += 1
+    return (singles, single_past, chunks, new, before, attention, finished - 1)
 
 
 @compiled

@@ -53,6 +53,28 @@ def wait_by_priority(e, s):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def hold_by_priority(e, s):  # type: ignore[no-untyped-def]
+    """Put on the list of those that wait for KV, which is in order of urgency."""
+    i = e.holding_count
+    e.holding_count += 1
+    while i > 0 and comes_before(e, s, e.holding[i - 1]):
+        e.holding[i] = e.holding[i - 1]
+        i -= 1
+    e.holding[i] = s
+
+
+@compiled
+def without(slots, count, s):  # type: ignore[no-untyped-def]
+    """Take a slot out of the first ``count`` of a list, the order of the others kept; returns how many are left."""
+    kept = 0
+    for i in range(count):
+        if slots[i] != s:
+            slots[kept] = slots[i]
+            kept += 1
+    return kept
+
+
+@compiled
 def leave_waiting(e, position):  # type: ignore[no-untyped-def]
     """Take the slot at ``position`` (0 = head) out of the waiting queue."""
     size = e.waiting.size

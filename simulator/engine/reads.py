@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from simulator.compiled import compiled
 from simulator.engine.blocks import blocks_for, share_blocks, take_blocks
-from simulator.engine.queues import leave_waiting
+from simulator.engine.queues import hold_by_priority, leave_waiting
 from simulator.engine.state import LOAD, PREFILLING, READ, REMOTE, tell
 
 
@@ -32,8 +32,11 @@ def start_read(e, s, hits, idle, now):  # type: ignore[no-untyped-def]
     e.computed[s] = e.prompt[s]
     e.status[s] = REMOTE
     e.first_batch[s], e.last_token[s] = e.planned, now
-    e.holding[e.holding_count] = s
-    e.holding_count += 1
+    if e.rules.by_priority:
+        hold_by_priority(e, s)
+    else:
+        e.holding[e.holding_count] = s
+        e.holding_count += 1
     if e.outside[s] > 0:
         tell(e, LOAD, s, hits, now)
     else:

@@ -10,7 +10,7 @@ import numpy as np
 from simulator.compiled import compiled
 from simulator.engine.blocks import blocks_for, close_table, free_blocks
 from simulator.engine.columns import RING
-from simulator.engine.queues import leave_running, leave_waiting
+from simulator.engine.queues import leave_running, leave_waiting, without
 from simulator.engine.state import (
     DECODE,
     DECODING,
@@ -61,17 +61,6 @@ def slot_of(e, row):  # type: ignore[no-untyped-def]
         if e.status[s] != FREE and e.status[s] != HELD and e.row[s] == row:
             return s
     return -1
-
-
-@compiled
-def without(slots, count, s):  # type: ignore[no-untyped-def]
-    """Take a slot out of the first ``count`` of a list, the order of the others kept; returns how many are left."""
-    kept = 0
-    for i in range(count):
-        if slots[i] != s:
-            slots[kept] = slots[i]
-            kept += 1
-    return kept
 
 
 @compiled

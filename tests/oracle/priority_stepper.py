@@ -16,7 +16,8 @@ from vllm_stepper import Case, Engine
 class Heap:
     """The waiting requests, the most urgent first; in the place of the deque of first come, first served."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: dict[Request, tuple[int, int]]) -> None:
+        self.keys = keys
         self.entries: list[tuple[tuple[int, int], Request]] = []
 
     def push(self, key: tuple[int, int], r: Request) -> None:
@@ -26,7 +27,8 @@ class Heap:
         return heapq.heappop(self.entries)[1]
 
     def extendleft(self, requests: Iterator[Request]) -> None:
-        assert not list(requests), "nobody is set aside without reads"
+        for r in requests:
+            self.push(self.keys[r], r)
 
     def __getitem__(self, i: int) -> Request:
         assert i == 0
@@ -46,8 +48,8 @@ class PriorityScheduler(Scheduler):
 
     def __init__(self, *args) -> None:
         super().__init__(*args)
-        self.waiting = Heap()  # type: ignore[assignment]
         self.keys: dict[Request, tuple[int, int]] = {}
+        self.waiting, self.reading = Heap(self.keys), Heap(self.keys)  # type: ignore[assignment]
 
     def add(self, r: Request) -> None:
         self.keys[r] = (self.priorities[r.index], len(self.keys))
@@ -59,6 +61,7 @@ class PriorityScheduler(Scheduler):
         r.computed = 0
         r.stale = r.in_flight
         r.unwritten = 0
+        r.loaded = False
         self.waiting.push(self.keys[r], r)  # type: ignore[attr-defined]
 
     def _plan_running(self, step: Step) -> int:
@@ -76,11 +79,14 @@ class PriorityScheduler(Scheduler):
             fits = True
             while not self._allocate(r, new):
                 victim = max(self.running, key=lambda q: self.keys[q])
+                if self.spares_in_flight and victim.in_flight > 0:
+                    fits = False
+                    break
+                i -= self.running.index(victim) < i
                 self.running.remove(victim)
                 if victim in step.tokens:
                     budget += step.tokens.pop(victim)
                     step.decoding.discard(victim)
-                    i -= 1
                 self._preempt(victim)
                 step.preempted.append(victim)
                 if victim is r:
@@ -98,7 +104,7 @@ class PriorityScheduler(Scheduler):
     def take_output(self, step, finished, wrote) -> None:
         heap = self.waiting
         super().take_output(step, finished, wrote)
-        kept = Heap()
+        kept = Heap(self.keys)
         kept.entries = [entry for entry in heap.entries if entry[1].state is not State.FINISHED]  # type: ignore[attr-defined]
         heapq.heapify(kept.entries)
         self.waiting = kept  # type: ignore[assignment]
@@ -116,18 +122,23 @@ class PriorityEngine(Engine):
                 return
 
 
-def engine_of(settings: dict, role: Role, *rest) -> Engine:
-    """A decode engine of a pair goes first come, first served."""
-    return (Engine if role is Role.DECODE else PriorityEngine)(settings, role, *rest)
-
-
 class PriorityCase(Case):
-    engine_class = staticmethod(engine_of)  # type: ignore[assignment]
+    """Those of ``roles`` go by priority, the others first come, first served."""
+
+    def __init__(self, settings: dict, requests: list[dict], roles: tuple[Role, ...], instant_s: float) -> None:
+        self.roles = roles
+        super().__init__(settings, requests, None, instant_s)
+        for engine in self.engines:
+            engine.scheduler.priorities = [r.get("priority", 0) for r in requests]  # type: ignore[attr-defined]
+
+    def engine_class(self, settings: dict, role: Role, *rest) -> Engine:  # type: ignore[override]
+        return (PriorityEngine if role in self.roles else Engine)(settings, role, *rest)
 
 
-def run_by_priority(settings: dict, requests: list[dict], instant_s: float = 1e-9) -> list[dict]:
-    """The rows of a case; requests may have a ``priority``. In a pair, the prefill engine goes by priority."""
-    case = PriorityCase(settings, requests, None, instant_s)
-    case.first.scheduler.priorities = [r.get("priority", 0) for r in requests]
+def run_by_priority(
+    settings: dict, requests: list[dict], roles: tuple[Role, ...] = tuple(Role), instant_s: float = 1e-9
+) -> list[dict]:
+    """The rows of a case; requests may have a ``priority``."""
+    case = PriorityCase(settings, requests, roles, instant_s)
     case.run(0)
     return case.rows()
