@@ -144,7 +144,7 @@ def bare_costs(backend: str) -> EngineCosts:
         frontend_s=0.0,
         detokenise_s=0.0,
         decode_graph_sizes=(),
-        fused_quantisation=False,
+        fused_quantisation=(),
         fused_norm_all_reduce=False,
         all_reduce=backend,
         expert_all_to_all="all_gather",

@@ -17,6 +17,9 @@ from simulator.schema import Schema, check, read_yaml
 FOLDER = "hardware_profiles/engines"
 HostSeconds = Annotated[float, Field(ge=0, le=60)]
 ColdSeconds = Annotated[float, Field(ge=0, le=3600)]
+NormBytes = Annotated[float, Field(ge=0, le=1e12)]
+#: Kernels before a GEMM that may quantise its activations; all of them where a profile says ``true``.
+QUANTISING = ("norm", "attention", "activation")
 
 
 class ExpertsFile(Schema):
@@ -71,9 +74,11 @@ class CostsFile(Schema):
     cold_prompt_s: ColdSeconds = 0.0
     cold_past_s: ColdSeconds = 0.0
     decode_graph_sizes: tuple[int, ...] = ()
-    fused_quantisation: bool = False
+    fused_quantisation: bool | tuple[Literal["norm", "all_reduce", "attention", "activation"], ...] = False
     fused_norm_all_reduce: bool = False
-    fused_norm_bytes: float = Field(ge=0, le=1e12, default=0.0)
+    fused_norm_bytes: dict[Annotated[int, Field(ge=2)], NormBytes] = Field(default_factory=dict)
+    fused_all_reduce: str = ""
+    gemm_kernels: dict[str, str] = Field(default_factory=dict)
     rope_in_attention: bool = False
     all_reduce: str
     expert_all_to_all: Literal["all_gather", "deepep"] = "all_gather"
@@ -110,9 +115,12 @@ class EngineCosts:
     ``detokenise_s``: from a token's step to the client. ``frontend_request_s``, ``frontend_token_s``: of these, the
     work of one process for a request and for a token, which others wait for.
     ``decode_graph_sizes``: batch sizes a pure decode step is padded to. ``fused_quantisation``: activations are
-    quantised inside the kernel before, not by a pass of their own (but for fp8_block, which always has one).
+    quantised inside the kernel before, not by a pass of their own (but for fp8_block, which always has one): behind a
+    norm, behind an all-reduce that the norm is part of, behind attention, behind the activation.
     ``fused_norm_all_reduce``: the norm after an all-reduce is part of it, for messages of ``fused_norm_bytes`` at most
-    (twice that between two GPUs; 0: of any size). ``rope_in_attention``: rotary embedding and KV write are part of the
+    (by ranks: of the largest number that is not above the engine's; none stated: of any size), and these run
+    ``fused_all_reduce`` (the engine's own where that is empty). ``gemm_kernels``: by format, whose GEMMs it runs where
+    they are not those of ``kernels``. ``rope_in_attention``: rotary embedding and KV write are part of the
     attention kernel, and in its table rows. ``all_reduce``: whose all-reduce it runs (rows of the collective
     tables). ``expert_all_to_all``: all_gather, deepep. ``routing``: balanced or skewed (power
     law 1.2), rows of the expert tables, or by_groups: skewed for models whose router chooses among groups of experts.
@@ -146,7 +154,7 @@ class EngineCosts:
     frontend_s: float
     detokenise_s: float
     decode_graph_sizes: tuple[int, ...]
-    fused_quantisation: bool
+    fused_quantisation: tuple[str, ...]
     fused_norm_all_reduce: bool
     all_reduce: str
     expert_all_to_all: str
@@ -158,7 +166,9 @@ class EngineCosts:
     frontend_prompt_token_s: float = 0.0
     frontend_request_s: float = 0.0
     frontend_token_s: float = 0.0
-    fused_norm_bytes: float = 0.0
+    fused_norm_bytes: tuple[tuple[int, float], ...] = ()
+    fused_all_reduce: str = ""
+    gemm_kernels: tuple[tuple[str, str], ...] = ()
     rope_in_attention: bool = False
     expert_kernels: str = ""
     expert_routing_s: float = 0.0
@@ -243,6 +253,10 @@ def engine_costs(name: str, data: Mapping[str, Any], place: str, expert_backend:
             raise TopologyError(unknown(f"{place}.sources", "key", key, stated))
     values: dict[str, Any] = {f.name: getattr(parsed, f.name) for f in fields(EngineCosts) if hasattr(parsed, f.name)}
     values["decode_graph_sizes"] = tuple(sorted(parsed.decode_graph_sizes))
+    found = parsed.fused_quantisation
+    values["fused_quantisation"] = (QUANTISING if found else ()) if isinstance(found, bool) else found
+    values["fused_norm_bytes"] = tuple(sorted(parsed.fused_norm_bytes.items()))
+    values["gemm_kernels"] = tuple(sorted(parsed.gemm_kernels.items()))
     values["experts"] = ExpertParallelism(**parsed.experts.model_dump())
     if expert_backend in parsed.expert_backends:
         backend = parsed.expert_backends[expert_backend].model_dump(exclude={"source"}, exclude_none=True)

@@ -13,8 +13,9 @@ from simulator.cost.attention import Attention
 from simulator.cost.deepep import WAYS, ExpertExchange
 from simulator.cost.engine_costs import EngineCosts
 from simulator.cost.experts import fixed_time, grouped_experts_time
+from simulator.cost.fusion import fused_norm_bytes, gemm_kernels, quantised_before
 from simulator.cost.kernels import Kernel, Kernels, at_least_one, gemm_format, kernels_of, nearest_formats
-from simulator.cost.roofline import Floats, GemmFormat, MoeShape, Time, active_experts, gemm_time, moe_time, stream_time
+from simulator.cost.roofline import Floats, GemmFormat, MoeShape, Time, active_experts, gemm_time, either, moe_time, stream_time
 from simulator.hardware.gpu import Gpu
 from simulator.models.model import Model
 from simulator.models.precision import Parallel, Precision, share
@@ -77,13 +78,16 @@ class Step:
 
     # -- building blocks -------------------------------------------------------------------------------------------
 
-    def gemm(self, name: str, launches: float, n: int, k: int, formats: tuple[str, str]) -> Operator:
-        """A projection of the tokens of one rank to ``n`` from ``k``; ``formats``: stored, arithmetic."""
-        stored, arithmetic = formats
+    def gemm(
+        self, name: str, launches: float, shape: tuple[int, int], formats: tuple[str, str], behind: str = "norm"
+    ) -> Operator:
+        """A projection of the tokens of one rank; ``shape``: to n numbers from k; ``formats``: stored, arithmetic;
+        ``behind``: the kernel before it (norm, attention, activation), which may quantise."""
+        (n, k), (stored, arithmetic) = shape, formats
         kind, form = gemm_format(self.gpu, stored, arithmetic)
-        kernel = self.kernels.find("gemm", self.costs.kernels, *nearest_formats(kind))
+        kernel = self.kernels.find("gemm", gemm_kernels(self.costs, kind), *nearest_formats(kind))
         # scales of a whole tensor or of 16 numbers can be had on the way; those of 128 need a pass of their own
-        fused = form.quantised and self.costs.fused_quantisation and kind != "fp8_block"
+        fused = form.quantised and bool(self.costs.fused_quantisation) and kind != "fp8_block"
         # quantisation fused into the kernel before leaves the launch of a GEMM that needs none
         plain = self.kernels.find("gemm", self.costs.kernels, "bf16").parameters["t0_s"]
 
@@ -92,7 +96,9 @@ class Step:
             found = gemm_time(self.gpu, kernel.parameters, form, m, (n, k))
             whole = kernel.apply(found, (float(n), float(k)), m)
             if fused:
-                whole = whole.scaled(1.0 - (found.fixed_s - plain) / found.seconds)
+                message = collectives.message_bytes(m, self.model.hidden)
+                before = quantised_before(self.costs, behind, self.parallel.tp, message)
+                whole = whole.scaled(1.0 - before * (found.fixed_s - plain) / found.seconds)
             return whole
 
         origin = kernel.origin((float(n), float(k)))
@@ -113,25 +119,27 @@ class Step:
         """Sum of the tensor-parallel ranks' partial activations."""
         if self.parallel.tp == 1 or launches == 0:
             return
-        found = collectives.all_reduce(self.kernels, self.costs.all_reduce, self.parallel.tp)
-        hidden = self.model.hidden
-        yield Operator(
-            name,
-            launches,
-            lambda tokens: found.time(collectives.message_bytes(self.local(tokens), hidden)),
-            found.origin(),
-        )
+        ways = [
+            collectives.all_reduce(self.kernels, library, self.parallel.tp)
+            for library in (self.costs.all_reduce, self.costs.fused_all_reduce)
+            if library
+        ]
+        most = fused_norm_bytes(self.costs, self.parallel.tp)
+
+        def time(tokens: Floats) -> Time:
+            message = collectives.message_bytes(self.local(tokens), self.model.hidden)
+            return either(message > most, *(way.time(message) for way in (ways[0], ways[-1])))
+
+        yield Operator(name, launches, time, "; where the norm is part of it: ".join(way.origin() for way in ways))
 
     # -- layers ----------------------------------------------------------------------------------------------------
 
     def _norms(self, name: str, launches: float) -> Operator:
         """Norms after an all-reduce cost nothing where they are part of it: messages small enough for its buffers."""
         whole = self.stream(name, launches, 4 * self.model.hidden * BF16)
-        if not self.costs.fused_norm_all_reduce or self.parallel.tp == 1:
-            return whole
-        most = self.costs.fused_norm_bytes * (2.0 if self.parallel.tp == 2 else 1.0)
-        if most == 0.0:
-            return replace(whole, launches=0.0)
+        most = fused_norm_bytes(self.costs, self.parallel.tp)
+        if most in (0.0, np.inf):
+            return whole if most == 0.0 else replace(whole, launches=0.0)
 
         def time(tokens: Floats) -> Time:
             apart = collectives.message_bytes(self.local(tokens), self.model.hidden) > most
@@ -145,13 +153,13 @@ class Step:
         yield self._norms("attention norm", layers)
         if m.mla is None:
             q, kv = share(m.q_heads, tp) * m.head_dim, m.kv_heads_per_rank(tp) * m.head_dim
-            yield self.gemm("qkv projection", layers, q + 2 * kv, m.hidden, formats)
+            yield self.gemm("qkv projection", layers, (q + 2 * kv, m.hidden), formats)
             inside = self.costs.rope_in_attention
             # a norm of q and k has to come before: with it, rotary embedding is one pass more, or part of that one
             passes = (2 if m.details.qk_norm else 1) - inside
             yield self.stream("rotary embedding", passes * layers, 2 * (q + kv) * BF16)
             yield self.stream("KV cache write", 0 if inside else layers, 4 * kv * BF16)
-            yield self.gemm("output projection", layers, m.hidden, q, formats)
+            yield self.gemm("output projection", layers, (m.hidden, q), formats, "attention")
         else:
             yield from self.mla_operators()
         yield from self.all_reduce("all-reduce after attention", layers)
@@ -165,26 +173,26 @@ class Step:
         latent = mla.kv_rank + mla.rope_dim
         q_out = heads * (mla.nope_dim + mla.rope_dim)
         if mla.q_rank:
-            yield self.gemm("q and kv compression", layers, mla.q_rank + latent, m.hidden, formats)
+            yield self.gemm("q and kv compression", layers, (mla.q_rank + latent, m.hidden), formats)
             yield self.stream("latent norms", 2 * layers, (mla.q_rank + latent) * BF16)
-            yield self.gemm("q expansion", layers, q_out, mla.q_rank, formats)
+            yield self.gemm("q expansion", layers, (q_out, mla.q_rank), formats)
         else:
-            yield self.gemm("q and kv projection", layers, q_out + latent, m.hidden, formats)
+            yield self.gemm("q and kv projection", layers, (q_out + latent, m.hidden), formats)
             yield self.stream("latent norms", layers, 2 * latent * BF16)
         yield self.stream("rotary embedding", layers, 2 * (q_out + latent) * BF16)
         yield self.stream("KV cache write", layers, 2 * latent * BF16)
         # decode absorbs the expansion of K into q and that of V into the output: the same weights and FLOP a token
         expanded = heads * (mla.nope_dim + mla.v_dim)
-        yield self.gemm("kv expansion or absorption", layers, expanded, mla.kv_rank, PLAIN)
-        yield self.gemm("output projection", layers, m.hidden, heads * mla.v_dim, formats)
+        yield self.gemm("kv expansion or absorption", layers, (expanded, mla.kv_rank), PLAIN)
+        yield self.gemm("output projection", layers, (m.hidden, heads * mla.v_dim), formats, "attention")
 
     def _mlp(self, label: str, layers: int, width: int) -> Iterator[Operator]:
         m, part = self.model, share(width, self.parallel.tp)
         formats = (self.precision.linear_weight_format, self.precision.gemm_arithmetic)
         name = f"{label} gate and up" if m.gated else f"{label} up"
-        yield self.gemm(name, layers, part * (2 if m.gated else 1), m.hidden, formats)
+        yield self.gemm(name, layers, (part * (2 if m.gated else 1), m.hidden), formats)
         yield self.stream(f"{label} activation", layers, part * (3 if m.gated else 2) * BF16)
-        yield self.gemm(f"{label} down", layers, m.hidden, part, formats)
+        yield self.gemm(f"{label} down", layers, (m.hidden, part), formats, "activation")
 
     def _feed_forward_operators(self) -> Iterator[Operator]:
         m = self.model
@@ -199,7 +207,7 @@ class Step:
     def _moe_operators(self) -> Iterator[Operator]:
         m, moe, layers = self.model, self.model.moe, self.model.moe_layers
         assert moe is not None
-        yield self.gemm("router", layers, moe.experts, m.hidden, PLAIN)
+        yield self.gemm("router", layers, (moe.experts, m.hidden), PLAIN)
         yield self.stream("top-k of the router", layers, 2 * moe.experts * 4.0)
         if moe.shared_width:
             yield from self._mlp(SHARED, layers, moe.shared_width)
@@ -385,7 +393,7 @@ class Step:
         m, tp = self.model, self.parallel.tp
         found = [
             self.stream("final norm", 1, 4 * m.hidden * BF16),
-            self.gemm("output head", 1, share(m.vocab, tp), m.hidden, PLAIN),
+            self.gemm("output head", 1, (share(m.vocab, tp), m.hidden), PLAIN),
         ]
         if tp > 1:
             gather = collectives.nccl(self.kernels, "all_gather", tp)

@@ -53,6 +53,11 @@ class Time:
         return replace(self, seconds=np.maximum(self.seconds - self.fixed_s, 0.0), fixed_s=self.fixed_s * 0)
 
 
+def either(first: ArrayLike, one: Time, other: Time) -> Time:
+    """``one`` where ``first``, else ``other``."""
+    return Time(*(np.where(first, getattr(one, name), getattr(other, name)) for name in one.__dataclass_fields__))
+
+
 def p_norm(a: ArrayLike, b: ArrayLike, p: float) -> Floats:
     """``(a^p + b^p)^(1/p)``, stable for large ``p``."""
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
