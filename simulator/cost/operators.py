@@ -243,6 +243,10 @@ class Step:
     def experts_kernel(self) -> tuple[Kernel, GemmFormat]:
         kind, form = gemm_format(self.gpu, self.precision.weights, self.precision.gemm_arithmetic, experts=True)
         form = replace(form, widened_per_s=form.widened_per_s * self.costs.expert_widening)
+        if form.widened_per_s and self.costs.widened_experts:
+            kernel = self.kernels.find(f"{self.costs.widened_experts}_experts", "any", "any")
+            rate = kernel.parameters["weights_per_sm_s"] * self.gpu.sms
+            return kernel, replace(form, widened_per_s=rate, compute_share=1.0)
         names = [f"{f}-{self.routing}" for f in nearest_formats(kind)]
         return self.kernels.find("moe", self.costs.expert_kernels or self.costs.kernels, *names), form
 

@@ -40,8 +40,11 @@ PROFILES = {
 }
 #: Where a table names no version: what was current when the runs were made.
 UNSTATED = {"vllm": "vllm-0.19", "sglang": "sglang", "trtllm": "tensorrt-llm"}
-#: vLLM as the Llama runs on B200 were started (cudagraph_mode FULL_DECODE_ONLY).
-DECODE_GRAPHS = "vllm-0.11-decode-graphs"
+#: vLLM as the benchmark ran it until its configurations left image vllm/vllm-openai:v0.10.2 (``.github/configs/
+#: master.yaml``; rows without a version), as the Llama runs on B200 were started (cudagraph_mode FULL_DECODE_ONLY), and
+#: what those of gpt-oss there add (fuse_allreduce_rms).
+OLD_VLLM, OLD_VLLM_UNTIL = "vllm-0.10", "2025-12"
+DECODE_GRAPHS, FUSED_NORMS = "-decode-graphs", "-fused-norms"
 #: SGLang on B200 where a table names no version, by the day of the run: the benchmark's image until 2025-11 was
 #: lmsysorg/sglang:v0.5.3rc1-cu129-b200.
 COLD_BUILDS = (("2025-11-15", "sglang-0.5.3-b200"), ("~", "sglang-0.5.5-b200"))
@@ -82,13 +85,16 @@ def _longest(point: Point) -> int:
 def _profile(point: Point) -> str:
     """The engine profile of a run's version."""
     blackwell = point.system in ("b200_sxm", "gb200")
-    if point.backend == "vllm" and point.origin == "inferencex" and blackwell and point.model.startswith("llama"):
-        return DECODE_GRAPHS
     if is_deepep(point):
         return WIDE_EXPERTS
     if (point.backend, point.origin, point.model, blackwell) == ("sglang", "inferencex", "deepseek-v3", False):
         return FLASHINFER_MLA
     version = _numbers(point.version)[:2]
+    if point.backend == "vllm" and point.origin == "inferencex":
+        old = not version and point.measured < OLD_VLLM_UNTIL
+        found = OLD_VLLM if old else _of_version(point, version or (0, 19))
+        started = DECODE_GRAPHS if point.model.startswith("llama") else FUSED_NORMS
+        return found + (started if blackwell else "")
     if has_piecewise_graphs(point):
         return PIECEWISE
     if not version and point.backend == "sglang" and point.system == "b200_sxm":
@@ -97,6 +103,10 @@ def _profile(point: Point) -> str:
         return "tensorrt-llm-1.1" if is_deepseek_on_trtllm(point) else UNSTATED[point.backend]
     if point.origin == "inferencex" and point.mode == "disagg":
         return PROFILES[point.backend][-1][1]  # the version stated is that of the orchestrator
+    return _of_version(point, version)
+
+
+def _of_version(point: Point, version: tuple[int, ...]) -> str:
     return next(name for last, name in PROFILES[point.backend] if last is None or version <= last)
 
 
