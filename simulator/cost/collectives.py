@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from simulator.cost.kernels import Kernel, Kernels
-from simulator.cost.roofline import Floats, Time, collective_time
+from simulator.cost.roofline import Floats, Time, collective_time, either
 from simulator.hardware.gpu import Gpu
 from simulator.models.model import Moe
 
@@ -67,6 +67,29 @@ def all_reduce(kernels: Kernels, library: str, ranks: int) -> Collective:
     return Collective(
         kernels.gpu, "all_reduce", ranks, _inside(kernels, "all_reduce", library, "custom"), _between(kernels)
     )
+
+
+@dataclass(frozen=True)
+class EngineAllReduce:
+    """The engine's own all-reduce, and the one that the norm is part of for messages of up to ``most`` bytes."""
+
+    apart: Collective
+    fused: Collective
+    most: float
+
+    @classmethod
+    def of(cls, kernels: Kernels, ranks: int, library: str, fused: str, most: float) -> EngineAllReduce:
+        """``library``, ``fused``: whose all-reduce is run; an empty ``fused``: the same one."""
+        apart = all_reduce(kernels, library, ranks)
+        return cls(apart, all_reduce(kernels, fused, ranks) if fused else apart, most)
+
+    def time(self, message: Floats) -> Time:
+        """Seconds for ``message`` bytes."""
+        return either(message > self.most, self.apart.time(message), self.fused.time(message))
+
+    def origin(self) -> str:
+        both = self.apart.kernel != self.fused.kernel
+        return self.apart.origin() + (f"; where the norm is part of it: {self.fused.origin()}" if both else "")
 
 
 def nccl(kernels: Kernels, kind: str, ranks: int) -> Collective:

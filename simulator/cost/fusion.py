@@ -1,4 +1,4 @@
-"""What an engine does in one kernel where the tables have two: norms and quantisation that are part of another kernel."""
+"""What an engine does in one kernel where the tables have two: norms and quantisation inside another kernel."""
 
 from __future__ import annotations
 

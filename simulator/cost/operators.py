@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,8 +14,18 @@ from simulator.cost.deepep import WAYS, ExpertExchange
 from simulator.cost.engine_costs import EngineCosts
 from simulator.cost.experts import fixed_time, grouped_experts_time
 from simulator.cost.fusion import fused_norm_bytes, gemm_kernels, quantised_before
-from simulator.cost.kernels import Kernel, Kernels, at_least_one, gemm_format, kernels_of, nearest_formats
-from simulator.cost.roofline import Floats, GemmFormat, MoeShape, Time, active_experts, gemm_time, either, moe_time, stream_time
+from simulator.cost.kernels import Kernel, Kernels, gemm_format, kernels_of, nearest_formats
+from simulator.cost.operator import Operator
+from simulator.cost.roofline import (
+    Floats,
+    GemmFormat,
+    MoeShape,
+    Time,
+    active_experts,
+    gemm_time,
+    moe_time,
+    stream_time,
+)
 from simulator.hardware.gpu import Gpu
 from simulator.models.model import Model
 from simulator.models.precision import Parallel, Precision, share
@@ -27,26 +37,6 @@ PLAIN = ("bf16", "bf16")
 SHARED = "shared experts"
 #: Bytes a logit is moved by sampling: written in bf16, widened to fp32, read for the maximum.
 SAMPLING_BYTES = 2.0 + 2.0 + 4.0 + 4.0
-
-
-@dataclass(frozen=True)
-class Operator:
-    """One kernel of a step. ``time`` maps counts of tokens (or sequences) in the whole engine to one launch's time on
-    one GPU; it runs ``launches`` times a step. ``busy``: of an exchange that another micro-batch may hide, the seconds
-    of computation one launch still costs; None for everything else. ``shared``: all ranks' tokens are in it, whosever
-    they are (experts)."""
-
-    name: str
-    launches: float
-    time: Callable[[Floats], Time]
-    origin: str
-    busy: Callable[[Floats], Floats] | None = None
-    shared: bool = False
-
-    def total(self, counts: Floats) -> Time:
-        """All launches of a step; nothing for a count of zero."""
-        found = self.time(at_least_one(counts)).times(self.launches)
-        return found.scaled(np.where(np.asarray(counts) > 0, 1.0, 0.0))
 
 
 @dataclass(frozen=True)
@@ -119,18 +109,14 @@ class Step:
         """Sum of the tensor-parallel ranks' partial activations."""
         if self.parallel.tp == 1 or launches == 0:
             return
-        ways = [
-            collectives.all_reduce(self.kernels, library, self.parallel.tp)
-            for library in (self.costs.all_reduce, self.costs.fused_all_reduce)
-            if library
-        ]
         most = fused_norm_bytes(self.costs, self.parallel.tp)
-
-        def time(tokens: Floats) -> Time:
-            message = collectives.message_bytes(self.local(tokens), self.model.hidden)
-            return either(message > most, *(way.time(message) for way in (ways[0], ways[-1])))
-
-        yield Operator(name, launches, time, "; where the norm is part of it: ".join(way.origin() for way in ways))
+        found = collectives.EngineAllReduce.of(
+            self.kernels, self.parallel.tp, self.costs.all_reduce, self.costs.fused_all_reduce, most
+        )
+        hidden = self.model.hidden
+        yield Operator(
+            name, launches, lambda t: found.time(collectives.message_bytes(self.local(t), hidden)), found.origin()
+        )
 
     # -- layers ----------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ from simulator.cost.engine_costs import EngineCosts
 from simulator.cost.kernels import at_least_one
 from simulator.cost.knots import CHUNK_RATIO, at_all_counts, context_knots, past_knots, spaced
 from simulator.cost.launches import between_kernels_s, decode_launch_s, eager_launch, launch_ahead_s, prepare_s
-from simulator.cost.operators import Operator, Step
+from simulator.cost.operator import Operator
+from simulator.cost.operators import Step
 from simulator.cost.roofline import Floats, Time
 from simulator.cost.table import StepCostTable
 from simulator.hardware.gpu import Gpu

@@ -130,21 +130,59 @@ def decode_slots(point: Point) -> int | None:
     return 64 if (point.system, point.precision) == ("b200_sxm", "fp4") and each > 32 else None
 
 
-#: Requests that the vLLM servers of 2025-12 with 512 clients had in service, by Little's law on each of six rows (99 to
-#: 106, whatever the GPUs and lengths): inferred from the runs, not published.
-SERVED_OF_512 = 100
+#: Requests under way that the script of gpt-oss-120b on H100 let its client have in 2025-12, whatever the run.
+CLIENT_LIMIT = 512
+
+
+def unstated_clients(point: Point) -> str | None:
+    """Why a row does not say how many clients its run had, or None.
+
+    ``benchmarks/gptoss_fp4_h100_*.sh`` of 2025-12 starts the server with ``--max-num-seqs $CONC`` and sends ten times
+    $CONC requests, but with ``--max-concurrency 512``: the table holds that 512, and one run for each deployment, whose
+    $CONC was anything from 4 to 64. (Requests all at once, a tenth of them served at a time, wait 4.1 times as long as
+    they are served: so do those of all six rows, at TPOTs of 4 to 64 sequences.)
+    """
+    found = (point.backend, point.model, point.system, point.concurrency) == (
+        "vllm",
+        "gpt-oss-120b",
+        "h100_sxm",
+        CLIENT_LIMIT,
+    )
+    if not (found and point.measured.startswith("2025-12")):
+        return None
+    return (
+        "512 is what the client let through; how many requests the server took, and how many there were, is not stated"
+    )
 
 
 def sequences_at_once(point: Point) -> int:
-    """vLLM's ``max_num_seqs`` in the benchmark's own runs; where 512 clients ran, what their client let through.
-
-    In all six of these 79 to 81 % of a request's time go by before its first token: 1 - 100 / 512, by Little's law, at
-    any length and number of GPUs. A client that shares one aiohttp session has 100 connections unless it asks for
-    more (``TCPConnector(limit=100)``); waiting for one counts as waiting for the first token. Later runs have no limit.
-    """
-    if point.concurrency == 512 and point.measured.startswith("2025-12"):
-        return SERVED_OF_512
+    """vLLM's ``max_num_seqs`` in the benchmark's own runs."""
     return 512 if point.system in ("b200_sxm", "gb200") else point.concurrency
+
+
+#: Tokens that Qwen3's chat template puts around a prompt: <|im_start|>user and a newline before it, <|im_end|>, a
+#: newline, <|im_start|>assistant and a newline after it. NVIDIA's runs ask the chat endpoint (aiconfigurator,
+#: ``eval/benchmarks/genai_perf_runner.py``).
+CHAT_TOKENS = {"qwen3-32b": 8, "qwen3-235b-a22b": 8}
+#: Lengths of the sweep's prompts are multiples of it.
+SWEEP_TOKENS = 1024
+
+
+def in_vllm_sweep(point: Point) -> bool:
+    """Whether a run is of NVIDIA's sweep of vLLM (prompts of 1,024, 2,048, 4,096 tokens, clients in powers of two).
+
+    Its steps hold a prompt and a token for each client, so that of a prompt with its chat template a few tokens are
+    left for the next step: TTFT is three steps' time with 8 clients, at 1,024 and 4,096 tokens alike, whatever the
+    answers' length. Inferred from the runs, not published: the generator's later rule leaves room for 1,500 tokens
+    more, the arguments that it writes for vLLM 0.12.0 state no limit at all.
+    """
+    own = (point.backend, point.mode) == ("vllm", "agg") and point.origin != "inferencex"
+    return own and point.input_tokens % SWEEP_TOKENS == 0
+
+
+def chat_tokens(point: Point) -> int:
+    """Tokens of a prompt beyond its nominal length."""
+    return CHAT_TOKENS.get(point.model, 0) if in_vllm_sweep(point) else 0
 
 
 def is_first_fp4_script(point: Point) -> bool:

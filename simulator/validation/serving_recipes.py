@@ -22,6 +22,7 @@ from simulator.validation.serving_deployments import (
     draft_tokens,
     expert_backend,
     has_piecewise_graphs,
+    in_vllm_sweep,
     is_deepep,
     is_deepseek_on_trtllm,
     is_first_fp4_script,
@@ -176,6 +177,8 @@ def _generated_tokens(point: Point, role: str) -> int:
     """Tokens of a step as NVIDIA's configuration generator sets them for its own runs (``aiconfigurator``,
     generator/rule_plugin/benchmark/*.rule)."""
     sequences = 0 if role == "prefill" else point.concurrency
+    if in_vllm_sweep(point):
+        return sequences + point.input_tokens
     return sequences if role == "decode" else sequences + point.input_tokens + 1500
 
 

@@ -18,7 +18,7 @@ from simulator.engine.engine import POLICIES
 from simulator.errors import InputError, TopologyError
 from simulator.models.precision import Parallel, Precision
 from simulator.validation.serving_bounds import too_much
-from simulator.validation.serving_deployments import stated_or_published
+from simulator.validation.serving_deployments import chat_tokens, stated_or_published, unstated_clients
 from simulator.validation.serving_points import Point
 from simulator.validation.serving_recipes import recipe_of
 from simulator.workload.arrivals import Arrivals
@@ -58,7 +58,7 @@ class Outcome:
 
 def run_point(point: Point, profiles: Path | None = None) -> Outcome:
     """Simulate one run; ``profiles``: a folder with engine profiles to take in place of the shipped ones."""
-    impossible = too_much(point)
+    impossible = unstated_clients(point) or too_much(point)
     if impossible is not None:
         return Outcome(point, None, None, impossible)
     try:
@@ -88,6 +88,7 @@ def requests_of(point: Point) -> Trace:
         else:
             lengths.append(np.full(count, nominal))
     inputs, outputs = (np.maximum(x, 1) for x in lengths)
+    inputs = inputs + chat_tokens(point)
     # the clients ask for exactly so many tokens, and never stop earlier (--ignore-eos)
     return Trace.from_columns(
         np.zeros(count), inputs, outputs, max_output_tokens=outputs, name=point.point, source=point.point

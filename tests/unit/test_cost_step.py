@@ -180,7 +180,7 @@ def test_identical_routing_reads_one_set_of_experts() -> None:
 
 def test_fusing_quantisation_saves_time() -> None:
     step = step_of(CASES[1])
-    apart = replace(step, costs=replace(step.costs, fused_quantisation=False))
+    apart = replace(step, costs=replace(step.costs, fused_quantisation=()))
     assert decode_step_seconds(step, 8, 8000) < decode_step_seconds(apart, 8, 8000)
 
 

@@ -134,7 +134,7 @@ def test_settings_follow_the_published_scripts(tmp_path: Path) -> None:
     new = recipe_of(point(tmp_path, backend="sglang", backend_version="0.5.6.post2"), "colocated")
     assert (old.settings["mixed_chunk"], new.settings["mixed_chunk"]) == (False, True)
     llama = {"origin": "inferencex", "system": "b200_sxm", "precision": "fp8", "model": "meta-llama/Llama-3.1-70B"}
-    assert recipe_of(point(tmp_path, **llama), "colocated").profile == "vllm-0.11-decode-graphs"
+    assert recipe_of(point(tmp_path, **llama), "colocated").profile == "vllm-0.10-decode-graphs"
     assert recipe_of(point(tmp_path, **llama), "colocated").precision.kv_cache == "fp8"
     gpt = {"origin": "inferencex", "precision": "fp4", "model": "openai/gpt-oss-120b"}
     assert recipe_of(point(tmp_path, **gpt), "colocated").settings["max_cudagraph_capture_size"] == 2048

@@ -1,0 +1,31 @@
+"""One kernel of a step, as a function of a count of tokens or sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulator.cost.kernels import at_least_one
+from simulator.cost.roofline import Floats, Time
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One kernel of a step. ``time`` maps counts of tokens (or sequences) in the whole engine to one launch's time on
+    one GPU; it runs ``launches`` times a step. ``busy``: of an exchange that another micro-batch may hide, the seconds
+    of computation one launch still costs; None for everything else. ``shared``: all ranks' tokens are in it, whosever
+    they are (experts)."""
+
+    name: str
+    launches: float
+    time: Callable[[Floats], Time]
+    origin: str
+    busy: Callable[[Floats], Floats] | None = None
+    shared: bool = False
+
+    def total(self, counts: Floats) -> Time:
+        """All launches of a step; nothing for a count of zero."""
+        found = self.time(at_least_one(counts)).times(self.launches)
+        return found.scaled(np.where(np.asarray(counts) > 0, 1.0, 0.0))
