@@ -42,10 +42,10 @@ PROFILES = {
 #: Where a table names no version: what was current when the runs were made.
 UNSTATED = {"vllm": "vllm-0.19", "sglang": "sglang", "trtllm": "tensorrt-llm"}
 #: vLLM as the benchmark ran it until its configurations left image vllm/vllm-openai:v0.10.2 (``.github/configs/
-#: master.yaml``; rows without a version), as the Llama runs on B200 were started (cudagraph_mode FULL_DECODE_ONLY), and
-#: what those of gpt-oss there add (fuse_allreduce_rms).
+#: master.yaml``; rows without a version); as the Llama runs on B200 were started, all of that time (cudagraph_mode
+#: FULL_DECODE_ONLY); and what its gpt-oss runs on B200 add to a profile (fuse_allreduce_rms).
 OLD_VLLM, OLD_VLLM_UNTIL = "vllm-0.10", "2025-12"
-DECODE_GRAPHS, FUSED_NORMS = "-decode-graphs", "-fused-norms"
+DECODE_GRAPHS, FUSED_NORMS = "vllm-0.10-decode-graphs", "-fused-norms"
 #: SGLang on B200 where a table names no version, by the day of the run: the benchmark's image until 2025-11 was
 #: lmsysorg/sglang:v0.5.3rc1-cu129-b200.
 COLD_BUILDS = (("2025-11-15", "sglang-0.5.3-b200"), ("~", "sglang-0.5.5-b200"))
@@ -92,10 +92,7 @@ def _profile(point: Point) -> str:
         return FLASHINFER_MLA
     version = _numbers(point.version)[:2]
     if point.backend == "vllm" and point.origin == "inferencex":
-        old = not version and point.measured < OLD_VLLM_UNTIL
-        found = OLD_VLLM if old else _of_version(point, version or (0, 19))
-        started = DECODE_GRAPHS if point.model.startswith("llama") else FUSED_NORMS
-        return found + (started if blackwell else "")
+        return _benchmarks_vllm(point, version, blackwell)
     if has_piecewise_graphs(point):
         return PIECEWISE
     if not version and point.backend == "sglang" and point.system == "b200_sxm":
@@ -105,6 +102,15 @@ def _profile(point: Point) -> str:
     if point.origin == "inferencex" and point.mode == "disagg":
         return PROFILES[point.backend][-1][1]  # the version stated is that of the orchestrator
     return _of_version(point, version)
+
+
+def _benchmarks_vllm(point: Point, version: tuple[int, ...], blackwell: bool) -> str:
+    """The profile of the benchmark's own runs of vLLM: all ask for asynchronous scheduling, complete since 0.11
+    (vllm-project/vllm pull 23569)."""
+    if blackwell and point.model.startswith("llama"):
+        return DECODE_GRAPHS
+    found = OLD_VLLM if not version and point.measured < OLD_VLLM_UNTIL else UNSTATED["vllm"]
+    return found + (FUSED_NORMS if blackwell else "")
 
 
 def _of_version(point: Point, version: tuple[int, ...]) -> str:

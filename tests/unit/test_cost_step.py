@@ -30,6 +30,7 @@ CASES = [
     ("gpt-oss-120b", "h100_sxm", Precision("mxfp4"), Parallel(tp=2), "vllm-0.25"),
     ("llama-3.1-70b", "a100_80gb_sxm", Precision("int4"), Parallel(tp=2, pp=2), "vllm-0.25"),
     ("deepseek-v3", "gb200", Precision("fp8_block"), Parallel(tp=16, ep=16), "tensorrt-llm"),
+    ("llama-3.1-70b", "b200_sxm", Precision("nvfp4", kv_cache="fp8"), Parallel(tp=8), "vllm-0.10-decode-graphs"),
 ]
 SIZES = {"max_tokens": 8192, "max_seqs": 256, "max_context": 65536}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,17 @@ from simulator.errors import InputError
 from simulator.models.precision import Parallel
 from simulator.validation.serving import group_errors, sample_of, validate_serving
 from simulator.validation.serving_bounds import too_much
-from simulator.validation.serving_deployments import decode_slots, draft_tokens, is_deepep, stated_or_published
+from simulator.validation.serving_deployments import (
+    decode_slots,
+    draft_tokens,
+    is_deepep,
+    stated_or_published,
+    unstated_clients,
+)
 from simulator.validation.serving_folds import cross_validated, write_scaled
 from simulator.validation.serving_points import load_points, model_name
 from simulator.validation.serving_recipes import recipe_of
-from simulator.validation.serving_runs import Outcome, requests_of, topology_of
+from simulator.validation.serving_runs import Outcome, requests_of, run_point, topology_of
 from simulator.validation.workloads import validate_workloads
 
 ROW = {
@@ -141,8 +148,33 @@ def test_settings_follow_the_published_scripts(tmp_path: Path) -> None:
     assert recipe_of(point(tmp_path, **llama), "colocated").settings["max_cudagraph_capture_size"] == 512
     days = [point(tmp_path, **gpt | {"system": "b200_sxm", "measured": day}) for day in ("2025-11-02", "2026-02-25")]
     assert [recipe_of(one, "colocated").precision.kv_cache for one in days] == ["bf16", "fp8"]
+    profiles = [recipe_of(one, "colocated").profile for one in days]
+    assert profiles == ["vllm-0.19-fused-norms", "vllm-0.19-fused-norms"]
+    undated = [replace(one, version="") for one in days]
+    names = ["vllm-0.10-fused-norms", "vllm-0.19-fused-norms"]
+    assert [recipe_of(one, "colocated").profile for one in undated] == names
+    hopper = replace(undated[0], system="h200_sxm")
+    assert recipe_of(hopper, "colocated").profile == "vllm-0.10"
     candidate = recipe_of(point(tmp_path, backend="trtllm", backend_version="1.0.0rc3"), "colocated")
     assert candidate.profile == "tensorrt-llm-1.0"
+
+
+def test_a_step_of_the_vllm_sweep_holds_one_prompt_and_its_template_spills(tmp_path: Path) -> None:
+    sweep = point(tmp_path, model="Qwen/Qwen3-32B", isl=1024, concurrency=8)
+    assert recipe_of(sweep, "colocated").settings["max_num_batched_tokens"] == 1024 + 8
+    assert set(requests_of(sweep).input_tokens) == {1024 + 8}
+    other = point(tmp_path, model="Qwen/Qwen3-32B", isl=1000, concurrency=8)
+    assert recipe_of(other, "colocated").settings["max_num_batched_tokens"] == 1000 + 8 + 1500
+    assert set(requests_of(other).input_tokens) == {1000}
+
+
+def test_rows_that_do_not_say_how_many_clients_there_were_are_left_out(tmp_path: Path) -> None:
+    row = {"origin": "inferencex", "precision": "fp4", "model": "openai/gpt-oss-120b", "system": "h100_sxm"}
+    unclear = point(tmp_path, **row, concurrency=512, measured="2025-12-08")
+    assert "not stated" in str(run_point(unclear).problem) and run_point(unclear).ttft_mean_ms is None
+    for change in ({"measured": "2026-03-27"}, {"concurrency": 64}, {"system": "h200_sxm"}):
+        clear = point(tmp_path, **row | {"concurrency": 512, "measured": "2025-12-08"} | change)
+        assert unstated_clients(clear) is None
 
 
 def test_prompts_of_uncut_engines_fit_a_step(tmp_path: Path) -> None:
