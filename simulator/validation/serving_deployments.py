@@ -150,9 +150,7 @@ def unstated_clients(point: Point) -> str | None:
     )
     if not (found and point.measured.startswith("2025-12")):
         return None
-    return (
-        "512 is what the client let through; how many requests the server took, and how many there were, is not stated"
-    )
+    return "512 is what the client let through; how many requests the server took is not stated"
 
 
 def sequences_at_once(point: Point) -> int:
