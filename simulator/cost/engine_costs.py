@@ -80,6 +80,7 @@ class CostsFile(Schema):
     fused_all_reduce: str = ""
     gemm_kernels: dict[str, str] = Field(default_factory=dict)
     widened_experts: str = ""
+    expert_block_rows: int = Field(ge=0, le=4096, default=0)
     rope_in_attention: bool = False
     all_reduce: str
     expert_all_to_all: Literal["all_gather", "deepep"] = "all_gather"
@@ -121,8 +122,10 @@ class EngineCosts:
     ``fused_norm_all_reduce``: the norm after an all-reduce is part of it, for messages of ``fused_norm_bytes`` at most
     (by ranks: of the largest number that is not above the engine's; none stated: of any size), and these run
     ``fused_all_reduce`` (the engine's own where that is empty). ``gemm_kernels``: by format, whose GEMMs it runs where
-    they are not those of ``kernels``; ``widened_experts``: the kernel of experts whose weights are widened, where it is
-    not that of ``kernels`` in bf16. ``rope_in_attention``: rotary embedding and KV write are part of the
+    they are not those of ``kernels``; ``widened_experts``: the kernel of experts whose weights are widened, where it
+    is not that of ``kernels`` in bf16; ``expert_block_rows``: experts in fp8_block run DeepGEMM over a layout that is
+    sized for the worst case, in which each expert's rows are followed by padding of up to one less than so many (0:
+    kernels of the tables). ``rope_in_attention``: rotary embedding and KV write are part of the
     attention kernel, and in its table rows. ``all_reduce``: whose all-reduce it runs (rows of the collective
     tables). ``expert_all_to_all``: all_gather, deepep. ``routing``: balanced or skewed (power
     law 1.2), rows of the expert tables, or by_groups: skewed for models whose router chooses among groups of experts.
@@ -172,6 +175,7 @@ class EngineCosts:
     fused_all_reduce: str = ""
     gemm_kernels: tuple[tuple[str, str], ...] = ()
     widened_experts: str = ""
+    expert_block_rows: int = Field(ge=0, le=4096, default=0)
     rope_in_attention: bool = False
     expert_kernels: str = ""
     expert_routing_s: float = 0.0

@@ -95,6 +95,15 @@ def _dealt_out(load: Floats, gpus: int, redundant: int) -> tuple[Whole, Whole, F
     return expert.astype(np.int64), place, part
 
 
+def aligned_rows(shape: MoeShape, tokens: ArrayLike, block: int) -> Floats:
+    """Rows of a grouped layout whose experts begin at multiples of ``block``, sized without knowing how many rows each
+    expert has: all choices of ``tokens``, and ``block - 1`` rows of padding for every expert here (vLLM,
+    ``fused_moe/deep_gemm_utils.py``, compute_aligned_M)."""
+    rows = np.asarray(tokens, dtype=np.float64) * shape.top_k + shape.local_experts * (block - 1)
+    result: Floats = np.ceil(rows / block) * block
+    return result
+
+
 def grouped_experts_time(
     gpu: Gpu, kernel: Mapping[str, float], kind: GemmFormat, shape: MoeShape, work: tuple[ArrayLike, ArrayLike]
 ) -> Time:

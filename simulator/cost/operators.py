@@ -12,7 +12,7 @@ from simulator.cost import collectives
 from simulator.cost.attention import Attention
 from simulator.cost.deepep import WAYS, ExpertExchange
 from simulator.cost.engine_costs import EngineCosts
-from simulator.cost.experts import fixed_time, grouped_experts_time
+from simulator.cost.experts import aligned_rows, fixed_time, grouped_experts_time
 from simulator.cost.fusion import fused_norm_bytes, gemm_kernels, quantised_before
 from simulator.cost.kernels import Kernel, Kernels, gemm_format, kernels_of, nearest_formats
 from simulator.cost.operator import Operator
@@ -201,7 +201,9 @@ class Step:
         if fixed_s or token_s:
             place = f"engine profile {self.costs.name}"
             yield Operator("sorting by expert", layers, lambda t: fixed_time(fixed_s, t, token_s), place)
-        if self.deepep and self.costs.experts.grouped:
+        kind, _ = gemm_format(self.gpu, self.precision.weights, self.precision.gemm_arithmetic, experts=True)
+        aligned = self.costs.expert_block_rows > 0 and kind == "fp8_block" and not self.deepep
+        if aligned or (self.deepep and self.costs.experts.grouped):
             yield self._grouped_experts(layers)
         else:
             yield self._experts(layers)
@@ -271,15 +273,19 @@ class Step:
         return self.costs.experts.load(moe.experts, self.parallel.expert_gpus, self.expert_rows(tokens))
 
     def _grouped_experts(self, layers: int) -> Operator:
-        """Experts of the busiest GPU, by grouped GEMMs over the rows that were sent to it."""
+        """Experts by grouped GEMMs: the busiest GPU's rows, or all rows of a layout with room for every padding."""
         _, form = gemm_format(self.gpu, self.precision.weights, self.precision.gemm_arithmetic, experts=True)
         kernel, shape = self.kernels.find("grouped_experts", "any", "any"), self.moe_shape()
         slots = (shape.experts + self.costs.experts.redundant) / self.parallel.expert_gpus
 
+        def work(tokens: Floats) -> tuple[Floats, Floats]:
+            active = active_experts(shape, tokens)
+            if not self.deepep:
+                return aligned_rows(shape, tokens, self.costs.expert_block_rows), active
+            return self.expert_rows(tokens) * self.expert_load(tokens), active / shape.local_experts * slots
+
         def time(tokens: Floats) -> Time:
-            rows = self.expert_rows(tokens) * self.expert_load(tokens)
-            active = active_experts(shape, tokens) / shape.local_experts * slots
-            return grouped_experts_time(self.gpu, kernel.parameters, form, shape, (rows, active))
+            return grouped_experts_time(self.gpu, kernel.parameters, form, shape, work(tokens))
 
         return Operator("experts", layers, time, kernel.origin(), shared=True)
 

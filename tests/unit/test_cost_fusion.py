@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from simulator.cost.engine_costs import EngineCosts, load_engine_costs
+from simulator.cost.experts import aligned_rows
 from simulator.cost.fusion import fused_norm_bytes, gemm_kernels, quantised_before
 from simulator.cost.operators import Step
 from simulator.errors import TopologyError
@@ -102,3 +103,19 @@ def test_what_a_profile_cannot_mean_is_refused_in_one_line(tmp_path: Path, line:
     with pytest.raises(TopologyError, match=says) as caught:
         load_engine_costs(path)
     assert "\n" not in str(caught.value)
+
+
+def test_experts_of_a_worst_case_layout_take_as_long_for_few_tokens_as_for_many() -> None:
+    model, precision = load_model("qwen3-235b-a22b"), Precision("fp8_block")
+    costs = load_engine_costs("vllm-0.12")
+    shape = Step(model, load_gpu("h200_sxm"), precision, Parallel(tp=2), costs).moe_shape()
+    assert aligned_rows(shape, 16, 128) == 128 * 128  # 128 rows and 128 x 127 of padding
+    for parallel, low, high in ((Parallel(tp=2), 38e-3, 45e-3), (Parallel(tp=4), 22e-3, 28e-3)):
+        step = Step(model, load_gpu("h200_sxm"), precision, parallel, costs)
+        few, many = (seconds(step, "experts", np.array([float(n)])) for n in (6, 16))
+        assert low < few < many < high and many < 1.15 * few
+        tables = replace(step, costs=replace(costs, expert_block_rows=0))
+        assert seconds(tables, "experts", np.array([6.0])) < 0.5 * few
+    bf16 = Step(load_model("qwen3-235b-a22b"), load_gpu("h200_sxm"), Precision(), Parallel(tp=8), costs)
+    plain = replace(bf16, costs=replace(costs, expert_block_rows=0))
+    assert seconds(bf16, "experts", SMALL) == seconds(plain, "experts", SMALL)
