@@ -163,12 +163,13 @@ def _vllm_kv_cache(point: Point) -> str:
 
 def _vllm(point: Point, role: str) -> dict[str, Any]:
     if point.origin != "inferencex":
-        return {
+        own: dict[str, Any] = {
             "max_num_batched_tokens": _generated_tokens(point, role),
-            "max_num_seqs": point.concurrency,
             "prefix_caching": False,
             "async_scheduling": _numbers(point.version) >= (0, 14),
         }
+        # the sweep's KV memory is that of vLLM's own limit of 1,024 sequences, whose logits it sets aside
+        return own if in_vllm_sweep(point) else own | {"max_num_seqs": point.concurrency}
     return {
         "max_num_batched_tokens": 8192,
         "prefix_caching": False,

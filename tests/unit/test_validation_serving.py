@@ -163,9 +163,11 @@ def test_a_step_of_the_vllm_sweep_holds_one_prompt_and_its_template_spills(tmp_p
     sweep = point(tmp_path, model="Qwen/Qwen3-32B", isl=1024, concurrency=8)
     assert recipe_of(sweep, "colocated").settings["max_num_batched_tokens"] == 1024 + 8
     assert set(requests_of(sweep).input_tokens) == {1024 + 8}
+    assert "max_num_seqs" not in recipe_of(sweep, "colocated").settings
     other = point(tmp_path, model="Qwen/Qwen3-32B", isl=1000, concurrency=8)
     assert recipe_of(other, "colocated").settings["max_num_batched_tokens"] == 1000 + 8 + 1500
     assert set(requests_of(other).input_tokens) == {1000}
+    assert recipe_of(other, "colocated").settings["max_num_seqs"] == 8
 
 
 def test_rows_that_do_not_say_how_many_clients_there_were_are_left_out(tmp_path: Path) -> None:
