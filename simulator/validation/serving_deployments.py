@@ -172,8 +172,9 @@ def in_vllm_sweep(point: Point) -> bool:
     Its steps hold a prompt and a token for each client, so that of a prompt with its chat template a few tokens are
     left for the next step: TTFT is three steps' time with 8 clients, at 1,024 and 4,096 tokens alike, whatever the
     answers' length. Inferred from the runs, not published: the generator's later rule leaves room for 1,500 tokens
-    more, the arguments that it writes for vLLM 0.12.0 state no limit at all. Runs that fill the KV memory wait as if its
-    sequences were vLLM's own 1,024 (15, 9 and 29 % too short with them, 22, 16 and 60 % with one for each client).
+    more, the arguments that it writes for vLLM 0.12.0 state no limit at all. The runs that fill the KV memory wait as
+    if its sequences were vLLM's own 1,024: 9, 9, 15 and 29 % too short with them, 17, 16, 22 and 60 % with one for each
+    client.
     """
     own = (point.backend, point.mode) == ("vllm", "agg") and point.origin != "inferencex"
     return own and point.input_tokens % SWEEP_TOKENS == 0
