@@ -41,7 +41,8 @@ def chunk_pairs(new: ArrayLike, past: ArrayLike, window: int) -> tuple[Floats, F
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention of all layers on one GPU. Counts are those of the whole engine; data-parallel ranks share them."""
+    """Attention of all layers on one GPU. Counts are those of the whole engine; data-parallel ranks share them.
+    ``past``: efficiency over earlier tokens as a fraction of that over a chunk's own, 0 for the kernel profile's."""
 
     model: Model
     gpu: Gpu
@@ -49,6 +50,7 @@ class Attention:
     parallel: Parallel
     backend: str
     kernels: Kernels
+    past: float = 0.0
 
     @cached_property
     def layers(self) -> tuple[tuple[int, int], ...]:
@@ -129,7 +131,8 @@ class Attention:
         batch = np.maximum(kernel.parameters["fill_tokens"] / same, 1.0)
         own, _ = chunk_pairs(q, 0.0, window)
         work = Chunks(q * batch, pairs * batch, attended * batch, np.maximum(pairs - own, 0.0) * batch)
-        found = prefill_attention_time(self.gpu, kernel.parameters, shape, work)
+        parameters = {**kernel.parameters, "past": self.past} if self.past else kernel.parameters
+        found = prefill_attention_time(self.gpu, parameters, shape, work)
         found = kernel.apply(found, self._key(shape), batch * shape.heads, same).without_fixed()
         found = Time(*(getattr(found, f) / batch for f in Time.__dataclass_fields__))
         found = found.scaled(1.0 / self.parallel.dp)

@@ -60,6 +60,11 @@ def launch_ahead_s(step: Step, tokens: Floats) -> Floats:
     return np.where(tokens > 0, costs.mixed_step_s + graphs + eager_launch(step, tokens), 0.0)
 
 
+def launch_seqs_s(step: Step, seqs: Floats) -> Floats:
+    """Host seconds of launching such a step beside so many sequences, on top of that."""
+    return step.hosted.launch_seq_s * np.minimum(seqs, step.costs.launch_most_seqs)
+
+
 def decode_launch_s(step: Step, seqs: Floats) -> Floats:
     """Host seconds to launch a step of pure decode while the one before it runs; 0 where that is not done."""
     costs = step.hosted

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from simulator.cost.kernels import at_least_one
 from simulator.cost.roofline import Floats, Time
+from simulator.hardware.power import power_limit
 
 
 @dataclass(frozen=True)
@@ -29,3 +30,17 @@ class Operator:
         """All launches of a step; nothing for a count of zero."""
         found = self.time(at_least_one(counts)).times(self.launches)
         return found.scaled(np.where(np.asarray(counts) > 0, 1.0, 0.0))
+
+    def longer(self, seconds: float) -> Operator:
+        """The same kernel, each count taking so many seconds more."""
+        return replace(self, time=lambda counts: self.time(counts).longer(counts * seconds))
+
+    def at_full_clocks(self, ranks: int) -> Operator:
+        """A product whose table rows beyond some count were measured at the power limit: more tokens (shared by
+        ``ranks``) take as long for each as that count."""
+        most = float(power_limit().full_clock_rows * ranks)
+
+        def time(counts: Floats) -> Time:
+            return self.time(np.minimum(counts, most)).times(np.maximum(counts, most) / most)
+
+        return replace(self, time=time)

@@ -16,16 +16,7 @@ from simulator.cost.experts import aligned_rows, fixed_time, grouped_experts_tim
 from simulator.cost.fusion import fused_norm_bytes, gemm_kernels, quantised_before
 from simulator.cost.kernels import Kernel, Kernels, gemm_format, kernels_of, nearest_formats
 from simulator.cost.operator import Operator
-from simulator.cost.roofline import (
-    Floats,
-    GemmFormat,
-    MoeShape,
-    Time,
-    active_experts,
-    gemm_time,
-    moe_time,
-    stream_time,
-)
+from simulator.cost.roofline import Floats, GemmFormat, MoeShape, Time, active_experts, gemm_time, moe_time, stream_time
 from simulator.hardware.gpu import Gpu
 from simulator.models.model import Model
 from simulator.models.precision import Parallel, Precision, share
@@ -60,7 +51,10 @@ class Step:
 
     @cached_property
     def attention(self) -> Attention:
-        return Attention(self.model, self.gpu, self.precision, self.parallel, self.costs.kernels, self.kernels)
+        costs = self.costs
+        return Attention(
+            self.model, self.gpu, self.precision, self.parallel, costs.kernels, self.kernels, costs.past_attention
+        )
 
     def local(self, tokens: Floats) -> Floats:
         """Tokens of one attention data-parallel rank, shared out evenly."""
@@ -94,7 +88,8 @@ class Step:
         origin = kernel.origin((float(n), float(k)))
         if form.weight_bytes < BF16 and kind == "bf16":
             origin = f"derived: {kernel.name} with {stored} weights widened in registers"
-        return Operator(name, launches, time, origin)
+        product = Operator(name, launches, time, origin)
+        return product.at_full_clocks(self.parallel.dp) if self.costs.power_limit else product
 
     def stream(self, name: str, launches: float, bytes_per_token: float) -> Operator:
         """A memory-bound pass over the tokens of one rank."""
@@ -396,5 +391,5 @@ class Step:
             found.append(
                 Operator("gather logits", 1, lambda n: gather.time(self.local(n) * m.vocab * BF16), gather.origin())
             )
-        found.append(self.stream("sampling", 1, m.vocab * SAMPLING_BYTES))
+        found.append(self.stream("sampling", 1, m.vocab * SAMPLING_BYTES).longer(self.costs.sampling_logit_s * m.vocab))
         return tuple(found)

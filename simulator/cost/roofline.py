@@ -40,13 +40,17 @@ class Time:
         parts = [float(np.ravel(x)[0]) for x in (self.memory_s, self.compute_s, self.fixed_s)]
         return BOUNDS[int(np.argmax(parts))]
 
-    def times(self, count: float) -> Time:
+    def times(self, count: ArrayLike) -> Time:
         """The same kernel launched ``count`` times."""
-        return Time(*(getattr(self, name) * count for name in self.__dataclass_fields__))
+        return Time(*(getattr(self, name) * np.asarray(count) for name in self.__dataclass_fields__))
 
     def scaled(self, ratio: ArrayLike) -> Time:
         """The same work with ``seconds`` multiplied by a residual."""
         return replace(self, seconds=self.seconds * np.asarray(ratio, dtype=np.float64))
+
+    def longer(self, seconds: Floats) -> Time:
+        """The same work, with so many seconds of computation more."""
+        return replace(self, seconds=self.seconds + seconds, compute_s=self.compute_s + seconds)
 
     def without_fixed(self) -> Time:
         """The part that grows with the work: for kernels that serve several chunks in one launch."""

@@ -10,10 +10,18 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike
 
+from simulator.cost.energy import power_fields
 from simulator.cost.engine_costs import EngineCosts
 from simulator.cost.kernels import at_least_one
 from simulator.cost.knots import CHUNK_RATIO, at_all_counts, context_knots, past_knots, spaced
-from simulator.cost.launches import between_kernels_s, decode_launch_s, eager_launch, launch_ahead_s, prepare_s
+from simulator.cost.launches import (
+    between_kernels_s,
+    decode_launch_s,
+    eager_launch,
+    launch_ahead_s,
+    launch_seqs_s,
+    prepare_s,
+)
 from simulator.cost.operator import Operator
 from simulator.cost.operators import Step
 from simulator.cost.roofline import Floats, Time
@@ -91,11 +99,15 @@ def _shared(step: Step, operators: Sequence[Operator], counts: Floats) -> tuple[
     return work, parts * _sum(exchanges, part)
 
 
+def _padded(step: Step, seqs: Floats) -> Floats:
+    """Sequences that a pure decode step computes: its CUDA graph has room for more."""
+    padded = padded_batch(np.ceil(seqs / step.parallel.dp), step.costs.decode_graph_sizes) * step.parallel.dp
+    return np.where(seqs > 0, padded, 0.0)
+
+
 def _decode_gpu(step: Step, seqs: Floats) -> tuple[Floats, Floats]:
     """GPU seconds of a pure decode step without attention over the cache, and a floor under both together."""
-    padded = padded_batch(np.ceil(seqs / step.parallel.dp), step.costs.decode_graph_sizes) * step.parallel.dp
-    padded = np.where(seqs > 0, padded, 0.0)
-    work, beside = _shared(step, step.decode_token_operators, padded)
+    work, beside = _shared(step, step.decode_token_operators, _padded(step, seqs))
     return work + _sum(step.sequence_operators, seqs), beside
 
 
@@ -167,7 +179,7 @@ def mixed_step_seconds(step: Step, chunks: Sequence[tuple[int, int]], seqs: int 
     host = _hosts(step, count, mixed=True)
     gpu = gpu * (1.0 + step.costs.mixed_slower)
     alone = np.maximum(gpu, host.floor_s) + host.add_s + _sum(step.sequence_operators, count)
-    launch_s = launch_ahead_s(step, tokens) + step.hosted.launch_seq_s * count
+    launch_s = launch_ahead_s(step, tokens) + launch_seqs_s(step, count)
     return float(np.maximum(alone + prepare_s(step.hosted), launch_s)[0])
 
 
@@ -230,6 +242,7 @@ def _build(key: _Key) -> StepCostTable:
         cold_prompt_s=step.hosted.cold_prompt_s,
         cold_past_s=step.hosted.cold_past_s,
         launch_seq_s=step.hosted.launch_seq_s,
+        launch_most_seqs=key.costs.launch_most_seqs,
         stall_rate_hz=key.costs.stall_rate_hz,
         stall_s=key.costs.stall_s,
         decode_launch_s=decode_launch_s(step, seqs),
@@ -242,6 +255,7 @@ def _build(key: _Key) -> StepCostTable:
         ranks=key.parallel.dp,
         mixed_rank_s=at_all_counts(lambda tokens: _rank_gpu(step, tokens), most) if apart else np.zeros(2),
         mixed_slack_s=at_all_counts(lambda tokens: _mixed_slack(step, tokens), most) if apart else np.zeros(2),
+        **power_fields(step, seqs, _padded(step, seqs), most),
     )
 
 
@@ -372,7 +386,7 @@ def explain_step(
     if mixed:
         waits.append(("preparing on an idle GPU", prepare_s(step.hosted)))
         whole_s = sum(line.seconds for line in lines + head) + sum(seconds for _, seconds in waits)
-        launch_s = float((launch_ahead_s(step, np.array([tokens])) + step.hosted.launch_seq_s * count)[0])
+        launch_s = float((launch_ahead_s(step, np.array([tokens])) + launch_seqs_s(step, count))[0])
         piecewise = float(eager_launch(step, np.array([tokens]))[0]) == 0.0
         name = "launching graphs" if piecewise else "launching kernel by kernel"
         waits.append((name, max(launch_s - whole_s, 0.0)))

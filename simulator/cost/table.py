@@ -32,7 +32,8 @@ class StepCostTable:
       any prefill token: ``gpu = (1 + mixed_slower) (mixed_s[tokens] + attention + sum of chunk attention)``, floor and
       add ``mixed_floor_s[seqs]``, ``mixed_add_s[seqs]``, plus ``per_finished_prefill_s`` for each prompt it completes.
       It starts ``mixed_prepare_s`` after its planning at the earliest; its launch by the host is over
-      ``mixed_launch_s[tokens] + launch_seq_s * seqs`` after the planning on average, and it ends no earlier than that.
+      ``mixed_launch_s[tokens] + launch_seq_s * min(seqs, launch_most_seqs)`` after the planning on average, and it
+      ends no earlier than that.
       Of this time the share ``launch_jitter`` is exponentially distributed. While it launches, the host is kept from it
       ``stall_rate_hz`` times a second (once a launch at most) for ``stall_s`` seconds on average, exponentially
       distributed (``launch_seed``: which draws).
@@ -52,6 +53,10 @@ class StepCostTable:
     ``mixed_rank_s[(decodes + u * new) / r] - mixed_rank_s[(decodes + new) / r]`` longer (index: one rank's tokens,
     rounded up), as far as that is more than ``mixed_slack_s[tokens]``, the time its GPU work leaves to the host's
     launches; chunk attention takes u times as long.
+
+    ``power_window_s`` over 0: the GPU has a power limit (``simulator.cost.power``). Energies are in seconds of that
+    limit, of a step beyond idle: ``mixed_energy_s[tokens]``, ``decode_energy_s[n]``, ``context_energy_s`` for each
+    token of KV that decode attention reads, ``attention_drive`` for each second of chunk attention.
     """
 
     affine: bool
@@ -71,6 +76,7 @@ class StepCostTable:
     cold_prompt_s: float = 0.0
     cold_past_s: float = 0.0
     launch_seq_s: float = 0.0
+    launch_most_seqs: int = 2**31
     stall_rate_hz: float = 0.0
     stall_s: float = 0.0
     launch_seed: int = 0
@@ -85,6 +91,13 @@ class StepCostTable:
     ranks: int = 1
     mixed_rank_s: Floats = field(default_factory=lambda: np.zeros(2))
     mixed_slack_s: Floats = field(default_factory=lambda: np.zeros(2))
+    power_window_s: float = 0.0
+    power_idle: float = 0.0
+    power_exponent: float = 0.0
+    mixed_energy_s: Floats = field(default_factory=lambda: np.zeros(2))
+    decode_energy_s: Floats = field(default_factory=lambda: np.zeros(2))
+    context_energy_s: float = 0.0
+    attention_drive: float = 0.0
 
 
 def affine_cost(
@@ -114,6 +127,7 @@ StepCost = record(
         "cold_prompt_s",
         "cold_past_s",
         "launch_seq_s",
+        "launch_most_seqs",
         "stall_rate_hz",
         "stall_s",
         "launch_seed",
@@ -128,6 +142,13 @@ StepCost = record(
         "ranks",
         "mixed_rank_s",
         "mixed_slack_s",
+        "power_window_s",
+        "power_idle",
+        "power_exponent",
+        "mixed_energy_s",
+        "decode_energy_s",
+        "context_energy_s",
+        "attention_drive",
     ),
     __name__,
 )
@@ -152,6 +173,7 @@ def make_step_cost(  # type: ignore[no-untyped-def]
     cold_prompt_s,
     cold_past_s,
     launch_seq_s,
+    launch_most_seqs,
     stall_rate_hz,
     stall_s,
     launch_seed,
@@ -166,6 +188,13 @@ def make_step_cost(  # type: ignore[no-untyped-def]
     ranks,
     mixed_rank_s,
     mixed_slack_s,
+    power_window_s,
+    power_idle,
+    power_exponent,
+    mixed_energy_s,
+    decode_energy_s,
+    context_energy_s,
+    attention_drive,
 ):
     return StepCost(
         affine,
@@ -185,6 +214,7 @@ def make_step_cost(  # type: ignore[no-untyped-def]
         cold_prompt_s,
         cold_past_s,
         launch_seq_s,
+        launch_most_seqs,
         stall_rate_hz,
         stall_s,
         launch_seed,
@@ -199,6 +229,13 @@ def make_step_cost(  # type: ignore[no-untyped-def]
         ranks,
         mixed_rank_s,
         mixed_slack_s,
+        power_window_s,
+        power_idle,
+        power_exponent,
+        mixed_energy_s,
+        decode_energy_s,
+        context_energy_s,
+        attention_drive,
     )
 
 
@@ -258,7 +295,7 @@ def launch_seconds(cost, tokens, seqs):  # type: ignore[no-untyped-def]
     if cost.affine:
         return 0.0
     mean = at_count(cost.mixed_launch_s, tokens)
-    return mean + cost.launch_seq_s * seqs if mean > 0.0 else 0.0
+    return mean + cost.launch_seq_s * min(seqs, cost.launch_most_seqs) if mean > 0.0 else 0.0
 
 
 @compiled
@@ -309,6 +346,7 @@ def step_cost_record(table: StepCostTable) -> object:
         float(table.cold_prompt_s),
         float(table.cold_past_s),
         float(table.launch_seq_s),
+        int(table.launch_most_seqs),
         float(table.stall_rate_hz),
         float(table.stall_s),
         int(table.launch_seed),
@@ -323,6 +361,13 @@ def step_cost_record(table: StepCostTable) -> object:
         int(table.ranks),
         table.mixed_rank_s,
         table.mixed_slack_s,
+        float(table.power_window_s),
+        float(table.power_idle),
+        float(table.power_exponent),
+        table.mixed_energy_s,
+        table.decode_energy_s,
+        float(table.context_energy_s),
+        float(table.attention_drive),
     )
 
 

@@ -28,6 +28,8 @@ NUMBERS: dict[str, str] = {
     "completed": "batches completed so far",
     "gpu_free_s": "end of the last planned batch",
     "host_free_s": "until then the host asks for KV elsewhere",
+    "pressure": "mean power of the GPU's last moments over its limit, at the end of the last planned batch's work",
+    "worked_s": "end of that work",
     "plan_at_s": "moment at which planning is due, or NEVER",
     "previous_end_s": "end of the last completed batch",
     "running_count": "requests in the running list",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from simulator.compiled import compiled
+from simulator.cost.power import relaxed, under_limit
 from simulator.cost.table import launch_seconds
 from simulator.engine.speculation import scrambled
 
@@ -67,3 +68,16 @@ def start_batch(e, now, begin, seconds, launch):  # type: ignore[no-untyped-def]
 def start_decode(e, now, begin, seconds, launch):  # type: ignore[no-untyped-def]
     """``start_batch`` for a batch of pure decode: one CUDA graph, which runs once ``launch`` is over."""
     return start_batch(e, now, begin + launch, seconds, 0.0)
+
+
+@compiled
+def limited_s(e, begin, seconds, energy_s, launch, prompts):  # type: ignore[no-untyped-def]
+    """Seconds of the batch being planned on a GPU that keeps to its power limit; ``begin`` and ``launch`` as in
+    ``start_batch``, ``energy_s`` as in ``simulator.cost.power``."""
+    if e.cost.power_window_s == 0.0:
+        return seconds
+    wait = launch if not prompts else (e.cost.mixed_prepare_s if launch > 0.0 else 0.0)
+    start = max(begin + wait, e.gpu_free_s)
+    seconds, e.pressure = under_limit(e.cost, relaxed(e.cost, e.pressure, start - e.worked_s), seconds, energy_s)
+    e.worked_s = start + seconds
+    return seconds

@@ -8,7 +8,11 @@ from simulator.compiled import compiled
 from simulator.cost.table import StepCostTable
 
 #: What of a step cost is not a number of seconds.
-_NOT_SECONDS = ("affine", "launch_jitter", "context_knots", "chunk_new_knots", "chunk_past_knots", "ranks")
+_NOT_SECONDS = (
+    *("affine", "launch_jitter", "context_knots", "chunk_new_knots", "chunk_past_knots", "ranks"),
+    "launch_most_seqs",
+    *("power_window_s", "power_idle", "power_exponent", "attention_drive"),
+)
 
 
 def slowed(cost: StepCostTable, factor: float) -> StepCostTable:

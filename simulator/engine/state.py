@@ -124,6 +124,8 @@ def make_engine(  # type: ignore[no-untyped-def]
         0,
         0.0,
         0.0,
+        0.0,
+        0.0,
         NEVER,
         -1.0,
         0,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.compiled import compiled
+from simulator.cost.power import relaxed, step_energy_s, under_limit
 from simulator.cost.table import decode_launch_seconds, decode_step_seconds, mixed_step_seconds
 from simulator.engine.blocks import (
     bucket_add,
@@ -17,7 +18,7 @@ from simulator.engine.blocks import (
 )
 from simulator.engine.columns import RING
 from simulator.engine.completion import advance_clock, complete, hear_of_transfer
-from simulator.engine.launching import drawn_launch_s, start_batch, start_decode
+from simulator.engine.launching import drawn_launch_s, limited_s, start_batch, start_decode
 from simulator.engine.policies import must_wait, plan
 from simulator.engine.queues import emptiest_rank, heap_push, next_last_batch, wait_by_priority, wait_last
 from simulator.engine.rules import REMADE
@@ -112,7 +113,8 @@ def plan_and_launch(e, now):  # type: ignore[no-untyped-def]
         e.batch_report[r, i] = e.reports[i]
     e.batch_reports[r] = e.reports_count
     e.reports_count = 0
-    start = push_batch(e, now, seconds, decodes, launch, chunks > 0)
+    energy_s = step_energy_s(e.cost, singles, singles + new, context, attention, chunks)
+    start = push_batch(e, now, seconds, energy_s, decodes, launch, chunks > 0)
     if e.tell_chunks:
         date_chunks(e, news_before, start, e.gpu_free_s)
     if e.logging:
@@ -121,10 +123,11 @@ def plan_and_launch(e, now):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def push_batch(e, now, seconds, decodes, launch, prompts):  # type: ignore[no-untyped-def]
+def push_batch(e, now, seconds, energy_s, decodes, launch, prompts):  # type: ignore[no-untyped-def]
     """Start the planned batch; returns when it does. ``prompts``: whether it holds any prompt tokens."""
     r = e.planned % RING
     begin = max(now, e.host_free_s)
+    seconds = limited_s(e, begin, seconds, energy_s, launch, prompts)
     if prompts:
         start = start_batch(e, now, begin, seconds, launch)
     else:
@@ -208,7 +211,9 @@ def decode_run(e, until):  # type: ignore[no-untyped-def]
         r = e.planned % RING
         e.batch_firsts[r], e.batch_leaving[r], e.batch_stale[r], e.batch_absent[r] = 0, 0, 0, 0
         e.batch_reports[r] = 0
-        push_batch(e, end, decode_step_seconds(e.cost, n, n * e.planned + e.offset_sum), n, launch, False)
+        context = n * e.planned + e.offset_sum
+        energy_s = step_energy_s(e.cost, n, n, context, 0.0, 0)
+        push_batch(e, end, decode_step_seconds(e.cost, n, context), energy_s, n, launch, False)
 
 
 @compiled
@@ -231,7 +236,7 @@ def next_wake(e):  # type: ignore[no-untyped-def]
     ends = np.empty(RING)
     ends[:] = e.batch_end_s
     done, planned, free, gpu_free = e.completed, e.planned, e.pool.free, e.gpu_free_s
-    n = e.decodes
+    n, pressure, worked = e.decodes, e.pressure, e.worked_s
     launch = decode_launch_seconds(e.cost, n)
     while True:
         end = ends[done % RING]
@@ -241,7 +246,12 @@ def next_wake(e):  # type: ignore[no-untyped-def]
         free -= need
         if planned > done + 1:
             ends[(planned - 1) % RING] = max(ends[(planned - 1) % RING], end + launch)
-        gpu_free = max(end + launch, gpu_free) + decode_step_seconds(e.cost, n, n * planned + e.offset_sum)
+        start, seconds = max(end + launch, gpu_free), decode_step_seconds(e.cost, n, n * planned + e.offset_sum)
+        if e.cost.power_window_s > 0.0:
+            energy_s = step_energy_s(e.cost, n, n, n * planned + e.offset_sum, 0.0, 0)
+            seconds, pressure = under_limit(e.cost, relaxed(e.cost, pressure, start - worked), seconds, energy_s)
+            worked = start + seconds
+        gpu_free = start + seconds
         ends[planned % RING] = gpu_free
         done += 1
         planned += 1

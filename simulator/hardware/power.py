@@ -26,6 +26,19 @@ class PhasesFile(Schema):
     decode: PhaseEntry
 
 
+class PowerLimit(Schema):
+    """``hardware_profiles/power/limit.yaml``: what work draws at full clocks, and how a GPU keeps to its limit."""
+
+    gpus: list[str]
+    window_s: float = Field(gt=0, le=10)
+    exponent: float = Field(ge=0, le=1)
+    peak_watts: float = Field(ge=0, le=1e5)
+    attention_watts: float = Field(ge=0, le=1e5)
+    joules_per_byte: float = Field(ge=0, le=1e-9)
+    full_clock_rows: int = Field(ge=1, le=10**9)
+    sources: dict[str, str]
+
+
 @dataclass(frozen=True)
 class PowerDraw:
     """One GPU: power with nothing to do, and while it computes prompts or decodes (watts)."""
@@ -44,6 +57,13 @@ def power_draw(power_watts: float, idle_watts: float) -> PowerDraw:
     """``idle + (rated - idle) x share of the phase``."""
     phases, span = _phases(), power_watts - idle_watts
     return PowerDraw(idle_watts, idle_watts + span * phases.prefill.share, idle_watts + span * phases.decode.share)
+
+
+@cache
+def power_limit() -> PowerLimit:
+    """The shipped figures of the power limit."""
+    path = shipped("hardware_profiles") / "power" / "limit.yaml"
+    return check(PowerLimit, read_yaml(path, TopologyError), str(path), TopologyError)
 
 
 @cache

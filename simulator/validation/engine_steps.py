@@ -19,6 +19,7 @@ import pandas as pd
 from simulator.cluster.assembly import assemble
 from simulator.cluster.simulation import run_plan
 from simulator.cluster.topology import load_topology
+from simulator.cost.power import held_s, step_energy_s
 from simulator.cost.table import decode_step_seconds, step_cost_record
 from simulator.errors import InputError
 from simulator.validation.tables import read_table, rows_of
@@ -119,7 +120,9 @@ def settings_of(stage: str, stages: Mapping[str, Mapping[str, Any]]) -> dict[str
 def _seconds(plan: Any, kind: str, batch: int, context: int, prompt: int) -> float:
     if kind in ("decode", "decode_beside_mixed"):
         cost = step_cost_record(plan.workers[0].step_cost)
-        return float(decode_step_seconds(cost, batch, batch * (context + _HALFWAY)))
+        summed = batch * (context + _HALFWAY)
+        alone_s = decode_step_seconds(cost, batch, summed)
+        return float(held_s(cost, alone_s, step_energy_s(cost, batch, batch, summed, 0.0, 0)))
     if kind == "prefill":
         trace = Trace.from_columns([0.0], [prompt], [2])
         return float(np.median([_first_token_s(plan, trace, seed) for seed in range(_DRAWS)]))

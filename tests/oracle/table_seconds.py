@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from vllm_stepper import LaunchSeconds, StepSeconds, affine
+from vllm_stepper import LaunchSeconds, Pace, StepSeconds, affine
 
 from simulator.cost.table import StepCostTable
 
@@ -78,7 +78,8 @@ def table_launch(table: StepCostTable) -> LaunchSeconds:
         if not with_chunks:
             graph = at_count(table.decode_launch_s, sequences)
             return graph, graph
-        mean, share = at_count(table.mixed_launch_s, tokens) + table.launch_seq_s * sequences, table.launch_jitter
+        beside = table.launch_seq_s * min(sequences, table.launch_most_seqs)
+        mean, share = at_count(table.mixed_launch_s, tokens) + beside, table.launch_jitter
         word = hashed(hashed(hashed(table.launch_seed + 1) + number) + tokens)
         seconds = mean * (1 - share) + mean * share * exponential(word)
         word = hashed(word)
@@ -87,3 +88,36 @@ def table_launch(table: StepCostTable) -> LaunchSeconds:
         return table.mixed_prepare_s, seconds
 
     return launch
+
+
+def table_pace(table: StepCostTable) -> Pace:
+    """The power limit of a table: the mean power of the last moments, and what is above the limit takes longer."""
+    power, worked = 0.0, 0.0
+
+    def energy(singles: Sequence[tuple[int, int]], chunks: Sequence[tuple[int, int]]) -> float:
+        context = table.context_energy_s * sum(past for _, past in singles)
+        if not chunks:
+            return at_count(table.decode_energy_s, len(singles)) + context
+        tokens = len(singles) + sum(new for new, _ in chunks)
+        attention = sum(chunk_attention(table, *chunk) for chunk in chunks)
+        return at_count(table.mixed_energy_s, tokens) + context + table.attention_drive * attention
+
+    def pace(
+        start: float, seconds: float, singles: Sequence[tuple[int, int]], chunks: Sequence[tuple[int, int]]
+    ) -> float:
+        nonlocal power, worked
+        idle, window = table.power_idle, table.power_window_s
+        wanted = idle + energy(singles, chunks) / seconds
+        power = idle + (power - idle) * math.exp((worked - start) / window)
+        full = seconds  # how long full clocks last: the mean nears what is wanted, and stops at the limit
+        if wanted > 1:
+            full = window * math.log1p((1 - power) / (wanted - 1))
+        if full >= seconds:
+            power, taken = wanted - (wanted - power) * math.exp(-seconds / window), seconds
+        else:
+            slower = ((wanted - idle) / (1 - idle)) ** table.power_exponent
+            power, taken = 1.0, full + (seconds - full) * slower
+        worked = start + taken
+        return taken
+
+    return pace

@@ -10,7 +10,7 @@ from engine_case import as_case, assert_all_given_back, assert_equal, run_engine
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from random_cases import cases
-from table_seconds import table_launch, table_seconds
+from table_seconds import table_launch, table_pace, table_seconds
 from vllm_stepper import run_case
 
 from simulator.cost.table import StepCostTable
@@ -138,3 +138,41 @@ def test_a_long_stretch_is_the_sum_of_its_steps(told):
     steps = 0.003 + 1e-5 + 1e-8 * (777 + np.arange(19_999))
     assert desk.first_token_s[0] == pytest.approx(first, abs=1e-12)
     assert desk.last_token_s[0] == pytest.approx(first + steps.sum(), abs=1e-9)
+
+
+def limited_table() -> StepCostTable:
+    """A GPU at its limit: prompts want up to twice of it, large batches of decode a little more than it."""
+    tokens, n = np.arange(0, 257, dtype=float), np.arange(0, 65, dtype=float)
+    return dataclasses.replace(
+        curved_table(),
+        power_window_s=8e-3,
+        power_idle=0.1,
+        power_exponent=0.5,
+        mixed_energy_s=1e-3 + 9e-5 * tokens,
+        decode_energy_s=1e-3 + 2.5e-4 * n,
+        context_energy_s=1e-6,
+        attention_drive=1.3,
+    )
+
+
+@some(80)
+@given(cases(), st.booleans(), st.booleans(), st.booleans())
+def test_with_a_power_limit(case, told, macro, ahead):
+    options, requests = case
+    assume(takes_time(options))
+    table = limited_table()
+    if ahead:
+        launch = np.where(np.arange(0, 257) > 64, 12e-3, 2e-3)
+        table = dataclasses.replace(
+            table, mixed_launch_s=launch, mixed_prepare_s=1e-3, launch_seq_s=1e-4, launch_most_seqs=3
+        )
+    rows, _ = run_case(
+        options,
+        requests,
+        step_seconds=table_seconds(table),
+        launch_seconds=table_launch(table) if ahead else None,
+        pace=lambda: table_pace(table),
+        instant_s=1e-9,
+    )
+    cluster = run_engine(as_case(options, requests), told=told, macro=macro, cost=table)
+    assert_equal(cluster, rows)

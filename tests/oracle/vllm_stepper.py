@@ -28,6 +28,8 @@ StepSeconds = Callable[[Sequence[tuple[int, int]], Sequence[tuple[int, int]], in
 # (number of the step, its tokens, its sequences, whether it has chunks) -> seconds before its first kernel runs, and
 # until it is launched
 LaunchSeconds = Callable[[int, int, int, bool], tuple[float, float]]
+# (start, seconds at full clocks, singles, chunks) -> seconds of a GPU that has a power limit, step after step
+Pace = Callable[[float, float, Sequence[tuple[int, int]], Sequence[tuple[int, int]]], float]
 
 
 def affine(step_time: dict[str, float]) -> StepSeconds:
@@ -46,6 +48,7 @@ class Engine:
 
     scheduler_class: type[Scheduler] = Scheduler
     launch: LaunchSeconds | None = None
+    pace: Pace | None = None
 
     def __init__(
         self, settings: dict[str, Any], role: Role, names: PrefixNames, seconds: StepSeconds, instant_s: float
@@ -122,7 +125,8 @@ class Engine:
             prepare, launch = self.launch(self.launched, sum(n for n, _ in work), len(work), bool(chunks))
         self.launched += 1
         start = max(self.now + prepare, self.free_s)
-        self.free_s = start + self.seconds(singles, chunks, len(step.sampling) - len(step.decoding))
+        seconds = self.seconds(singles, chunks, len(step.sampling) - len(step.decoding))
+        self.free_s = start + (seconds if self.pace is None else self.pace(start, seconds, singles, chunks))
         if chunks:
             self.free_s = max(self.free_s, self.now + launch)
         if self.in_flight and launch:  # the loop that launches looks at the results before only afterwards
@@ -153,6 +157,7 @@ class Case:
         seconds: StepSeconds | None,
         instant_s: float,
         launch: LaunchSeconds | None = None,
+        pace: Callable[[], Pace] | None = None,
     ) -> None:
         self.settings, self.requests, self.instant_s = settings, requests, instant_s
         self.token_times: list[list[float]] = [[] for _ in requests]
@@ -164,6 +169,7 @@ class Case:
         def engine(role: Role, own: dict[str, Any]) -> Engine:
             made = self.engine_class({**settings, **own}, role, names, seconds, instant_s)
             made.launch = launch
+            made.pace = pace() if pace else None
             return made
 
         self.prefill_of: dict[int, Request] = {}
@@ -263,14 +269,16 @@ def run_case(
     keep_steps: int = 0,
     step_seconds: StepSeconds | None = None,
     launch_seconds: LaunchSeconds | None = None,
+    pace: Callable[[], Pace] | None = None,
     instant_s: float = 1e-12,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows (one a request) and the first ``keep_steps`` steps of each engine, as in a case's expected files.
 
-    ``step_seconds`` replaces the case's affine step time, ``launch_seconds`` adds what the host needs to launch. Times no further apart than ``instant_s`` seconds are one
+    ``step_seconds`` replaces the case's affine step time, ``launch_seconds`` adds what the host needs to launch,
+    ``pace`` makes what a power limit adds on one engine. Times no further apart than ``instant_s`` seconds are one
     instant.
     """
-    case = Case(settings, requests, step_seconds, instant_s, launch_seconds)
+    case = Case(settings, requests, step_seconds, instant_s, launch_seconds, pace)
     case.run(keep_steps)
     steps = sorted((s for e in case.engines for s in e.steps), key=lambda s: (s["start_s"], s["engine"]))
     return case.rows(), steps

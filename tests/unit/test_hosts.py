@@ -57,7 +57,9 @@ def test_a_host_twice_as_fast_launches_in_half_the_time_and_computes_as_before()
 
 def test_each_sequence_of_a_step_makes_its_launch_longer() -> None:
     table = cost_of()
-    assert launch_s(table, LONG, 101) - launch_s(table, LONG, 1) == pytest.approx(100 * table.launch_seq_s)
+    assert launch_s(table, LONG, 51) - launch_s(table, LONG, 1) == pytest.approx(50 * table.launch_seq_s)
+    most = table.launch_most_seqs
+    assert launch_s(table, LONG, most - 1) < launch_s(table, LONG, most) == launch_s(table, LONG, most + 100)
     assert launch_s(StepCostTable(True, 1e-3), LONG, 101) == 0.0  # an explicit step time has no launches
 
 
