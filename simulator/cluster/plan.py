@@ -108,6 +108,7 @@ class KvTransferPlan:
     decode engine at once, None for no limit. ``nodes``: node of each engine's first GPU, -1 where none matters.
     ``layerwise_from_tokens``: shorter prompts are not sent layer by layer. ``landing``: where layers go first, gpu or
     host. ``kv_bits``: of a number of KV in memory. ``changes``: links whose capacity changes over time.
+    ``setup_in_turn``: with push, transfers of one engine (of each of its data-parallel ranks) are set up one by one.
     """
 
     mode: TransferMode
@@ -124,6 +125,7 @@ class KvTransferPlan:
     kv_bits: float = 16.0
     places: Places = field(default_factory=lambda: Places(0))
     changes: Mapping[str, BandwidthTrace] = field(default_factory=dict)
+    setup_in_turn: bool = False
 
     def route(self, src: int, dst: int) -> Route:
         """The route between two engines."""

@@ -180,6 +180,21 @@ SGLANG = Family(
             "ratio (0.5.9 and before)",
         ),
         Setting(
+            "prompts_within_budget",
+            False,
+            "",
+            "a prompt longer than what a step has left of max_prefill_tokens waits for the next one, with chunks too "
+            "(0.5.9 and before)",
+        ),
+        Setting(
+            "load_balance_method",
+            "auto",
+            "",
+            "how data-parallel ranks share prompts: dealt out in turn, or by the random bootstrap room, as auto takes "
+            "for a prefill engine",
+            choices=("auto", "round_robin", "follow_bootstrap_room"),
+        ),
+        Setting(
             "context_length", FROM_MODEL, "tokens", "longest prompt plus output; 0 takes the model's own maximum", 0
         ),
         Setting(

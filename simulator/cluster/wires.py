@@ -87,6 +87,7 @@ def plan_transfer(topology: Topology, workers: Sequence[WorkerPlan], engines: Se
         kv_bits=16.0 if model is None else _kv_bits(model, engines[0]),
         places=Places(len(workers)),
         changes=laid.changes,
+        setup_in_turn=part.setup_in_turn,
     )
 
 

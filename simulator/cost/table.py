@@ -305,10 +305,13 @@ def decode_launch_seconds(cost, seqs):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def mixed_step_seconds(cost, decodes, decode_context, chunks, new, past, chunk_attention_s, finished):  # type: ignore[no-untyped-def]
+def mixed_step_seconds(  # type: ignore[no-untyped-def]
+    cost, decodes, decode_context, chunks, new, past, chunk_attention_s, finished, uneven=0.0
+):
     """Seconds of a step with ``chunks`` prefill chunks: ``new`` tokens over ``past`` computed ones in all.
 
-    ``chunk_attention_s`` is the sum of ``chunk_attention_seconds`` over the chunks, ``finished`` how many prompts end.
+    ``chunk_attention_s`` is the sum of ``chunk_attention_seconds`` over the chunks, ``finished`` how many prompts end,
+    ``uneven`` how many times its even share the fullest rank holds (0: as chunks dealt out in turn make it).
     What launching takes (``mixed_prepare_s``, ``launch_seconds``) is not in it.
     """
     if cost.affine:
@@ -316,11 +319,11 @@ def mixed_step_seconds(cost, decodes, decode_context, chunks, new, past, chunk_a
         return alone + cost.per_sequence_s * (decodes + chunks)
     gpu = at_count(cost.mixed_s, decodes + new) + decode_attention_seconds(cost, decodes, decode_context)
     if cost.ranks > 1 and chunks > 0:
-        uneven = cost.ranks * (-(-chunks // cost.ranks)) / chunks
-        full, even = math.ceil((decodes + new * uneven) / cost.ranks), -(-(decodes + new) // cost.ranks)
+        share = uneven if uneven > 0.0 else cost.ranks * (-(-chunks // cost.ranks)) / chunks
+        full, even = math.ceil((decodes + new * share) / cost.ranks), -(-(decodes + new) // cost.ranks)
         longer = at_count(cost.mixed_rank_s, full) - at_count(cost.mixed_rank_s, even)
         gpu += max(longer - at_count(cost.mixed_slack_s, decodes + new), 0.0)
-        chunk_attention_s = chunk_attention_s * uneven
+        chunk_attention_s = chunk_attention_s * share
     gpu += chunk_attention_s + cost.per_finished_prefill_s * finished
     gpu *= 1.0 + cost.mixed_slower
     return max(at_count(cost.mixed_floor_s, decodes + chunks), gpu) + at_count(cost.mixed_add_s, decodes + chunks)

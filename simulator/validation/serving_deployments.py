@@ -74,7 +74,7 @@ def _expert_parallel(point: Point) -> tuple[Group, ...]:
         p = group.parallel
         if low_latency and p.ep == 1:
             p = replace(p, tp=p.tp * p.dp, dp=1)
-        elif p.dp > 1:
+        elif p.dp > 1 and point.system == "gb200":
             p = replace(p, ep=p.tp * p.dp)
         found.append(replace(group, parallel=p))
     return tuple(found)
@@ -241,6 +241,8 @@ def sglang_pool(point: Point, role: str) -> dict[str, Any]:
     if point.precision == "fp4":
         chunk = 65536 if point.groups[-1].parallel.dp > 1 else 32768
         return {"chunked_prefill_size": chunk, "max_prefill_tokens": chunk * ranks, "mem_fraction_static": 0.85}
+    if ranks == 1:
+        return {"chunked_prefill_size": 32768, "max_prefill_tokens": 32768, "mem_fraction_static": 0.85}
     if point.measured >= B200_FP8_LATER:
         return {
             "chunked_prefill_size": 65536,

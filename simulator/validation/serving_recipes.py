@@ -190,10 +190,13 @@ def _generated_tokens(point: Point, role: str) -> int:
 
 
 def _sglang(point: Point, role: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"disable_radix_cache": True, "ignore_eos": True, "reserve_known_lengths": False}
+    found: dict[str, Any] = {"disable_radix_cache": True, "ignore_eos": True}
+    found |= {"reserve_known_lengths": False, "prompts_within_budget": True}
     if point.origin != "inferencex":
+        # the generator's command lines of these versions know no switch for the radix cache
         return found | {
-            "max_prefill_tokens": point.input_tokens + 1500,
+            "disable_radix_cache": False,
+            "max_prefill_tokens": 16384,
             # enable_mixed_chunk came into the generator's rules after the runs of 0.5.1 (2025-08)
             "mixed_chunk": _numbers(point.version) >= (0, 5, 6),
             "max_running_requests": max(point.concurrency, 1),

@@ -129,10 +129,9 @@ def try_admit(e, s):  # type: ignore[no-untyped-def]
     final = True
     if not tokens + promised + e.page < total_left(e):
         verdict = NO_TOKEN
-    elif e.chunk_size == 0:
-        if e.admitted_count > 0 and pages(e, tokens) * e.page >= e.input_left:
-            verdict = OTHER
-    elif pages(e, tokens) * e.page > e.chunk_left:
+    elif (e.chunk_size == 0 or e.within_budget) and has_company(e) and pages(e, tokens) * e.page >= e.input_left:
+        verdict = OTHER
+    elif e.chunk_size > 0 and pages(e, tokens) * e.page > e.chunk_left:
         end = found + e.chunk_left // e.page * e.page
         tokens = end // e.page * e.page - found
         final = False
@@ -146,6 +145,12 @@ def try_admit(e, s):  # type: ignore[no-untyped-def]
     if not final:
         e.new_chunked = s
     return budget_state(e)
+
+
+@compiled
+def has_company(e):  # type: ignore[no-untyped-def]
+    """Whether the step, or the rank's part of it, holds a prompt already."""
+    return e.input_left < e.max_prefill // e.cost.ranks if e.by_room else e.admitted_count > 0
 
 
 @compiled

@@ -24,6 +24,7 @@ from simulator.engine.sglang.admission import (
 from simulator.engine.sglang.columns import RING
 from simulator.engine.sglang.decode import NOTHING, add_decodes, drop_finishing, join, plan_decode, renumber
 from simulator.engine.sglang.memory import checkpoint, decode_fits, decode_need
+from simulator.engine.sglang.ranks import fill_ranks, go_on_with_cuts
 from simulator.engine.sglang.remote import take_over
 from simulator.engine.sglang.state import CHUNKED, PREFILLED_LAST, STAYS, WAITING, seen
 from simulator.engine.state import CHUNK, DECODE, PREFILL, log_entry, tell
@@ -47,13 +48,18 @@ def plan_step(e, now):  # type: ignore[no-untyped-def]
         s = e.chunked
         checkpoint(e, s, e.extend_end[s])
         e.prefix[s] = e.extend_end[s]
+    if e.cut_count > 0:
+        go_on_with_cuts(e)
     merge_last(e)
     if e.running_count == 0:
         e.full = False
     if may_prefill(e):
         order_waiting(e)
         open_budget(e)
-        fill_step(e)
+        if e.by_room:
+            fill_ranks(e)
+        else:
+            fill_step(e)
         if e.admitted_count > 0:
             e.last_prefill = True
             return launch_prefill(e, now)
@@ -107,7 +113,7 @@ def places(e, held):  # type: ignore[no-untyped-def]
 @compiled
 def may_prefill(e):  # type: ignore[no-untyped-def]
     """Whether a prefill is tried at all."""
-    if e.chunked >= 0:
+    if e.chunked >= 0 or e.cut_count > 0:
         return True
     if e.full or seen(e) == 0:
         return False
@@ -163,7 +169,7 @@ def launch_prefill(e, now):  # type: ignore[no-untyped-def]
                 attention += chunk_attention_seconds(e.cost, tokens, e.prefix[s])
         if e.logging:
             log_entry(e, s, tokens)
-        if s == e.chunked:
+        if e.extend_end[s] < e.fill[s]:
             e.status[s] = CHUNKED
             e.last_chunk = True
         else:
@@ -203,8 +209,11 @@ def leave_queue(e, s, now):  # type: ignore[no-untyped-def]
 def prompts_spread(e, chunks):  # type: ignore[no-untyped-def]
     """Prompts in a step of data-parallel ranks: each rank cuts its own, while they are one queue here.
 
-    A step's tokens are as many as all ranks' chunks together; with prompts waiting, every rank has one to cut.
+    A step's tokens are as many as all ranks' chunks together; with prompts waiting, every rank has one to cut. Where
+    prompts are bound to ranks, they are as they are.
     """
+    if e.by_room:
+        return chunks
     return max(chunks, min(e.cost.ranks, chunks + seen(e))) if e.cost.ranks > 1 else chunks
 
 

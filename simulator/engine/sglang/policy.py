@@ -57,6 +57,8 @@ def make_sglang(spec: EngineSpec, content: Any, desk: Any) -> Any:
         s["schedule_policy"] == "lpm" and caching,
         bool(s["ignore_eos"]),
         bool(s["ignore_eos"]) and bool(s.get("reserve_known_lengths", True)),
+        bool(s.get("prompts_within_budget", False)),
+        spec.role == "prefill" and spec.cost.ranks > 1 and s.get("load_balance_method", "auto") != "round_robin",
         page,
         pool,
         min(int(s["context_length"]) - 1, pool - 1),

@@ -78,7 +78,8 @@ def schedule(e, now):  # type: ignore[no-untyped-def]
             seconds = decode_step_seconds(e.cost, singles, context)
         else:
             prompts = prompts_spread(e, chunks)
-            seconds = mixed_step_seconds(e.cost, singles, context, prompts, new, past, attention, finished)
+            uneven = e.cost.ranks * e.fullest / new if e.by_room and new > 0 else 0.0
+            seconds = mixed_step_seconds(e.cost, singles, context, prompts, new, past, attention, finished, uneven)
         launching = prompts_launch_s(e, singles + new, singles + chunks, past, seconds) if chunks > 0 else 0.0
         start = launch(e, now, seconds, launching)
         if e.tell_chunks:
@@ -275,7 +276,7 @@ def pulse(e, until):  # type: ignore[no-untyped-def]
 @compiled
 def load(e):  # type: ignore[no-untyped-def]
     """What a router may see: running, waiting, holding, free pages, all pages, prompt tokens not yet computed."""
-    running = e.running_count + e.last_count + (1 if e.chunked >= 0 else 0)
+    running = e.running_count + e.last_count + (1 if e.chunked >= 0 else 0) + e.cut_count
     free = (e.free + e.tree.evictable) // e.page
     return running, e.waiting_count, e.holding_count, free, e.pool_size // e.page, e.pending_prompt_tokens
 
