@@ -9,6 +9,9 @@ from simulator.cost.kernels import gemm_format
 from simulator.cost.operators import Step
 from simulator.cost.roofline import Floats
 
+#: Kernels of a layer of routed experts: quantising, counting and sorting by expert, two grouped GEMMs, activation, sum.
+EXPERT_KERNELS = 7
+
 
 def block_gemms(step: Step) -> int:
     """GEMMs of a step, but for routed experts, whose weights and activations are fp8 with a scale for each block: their
@@ -39,6 +42,25 @@ def eager_launch_s(step: Step) -> float:
     # experts that widen their weights are one call (Marlin, triton_kernels), whichever kernel stands in for them
     parts = step.kernels.find("widening", "any", "any") if form.widened_per_s else kernel
     return whole_s + costs.eager_moe_layer_s * parts.parameters["launch"] * model.moe_layers
+
+
+def queue_launch_s(step: Step) -> float:
+    """Host seconds to launch a step with prompts whatever its tokens, where the queue of commands is told apart."""
+    costs = step.hosted
+    if costs.launch_queue == 0:
+        return 0.0
+    return max(costs.mixed_step_s + costs.mixed_layer_s * step.model.layers, eager_launch_s(step))
+
+
+def queue_share(step: Step) -> float:
+    """Of the kernels of a step with prompts, the share that the GPU's queue of commands holds; 1 where all of them fit
+    or none is told apart. Operators are counted as one kernel each, GEMMs scaled by blocks as two, routed experts as
+    ``EXPERT_KERNELS``."""
+    if step.costs.launch_queue == 0:
+        return 1.0
+    kernels = sum(op.launches for op in (*step.token_operators, *step.sequence_operators)) + block_gemms(step)
+    kernels += step.model.layers + step.model.moe_layers * (EXPERT_KERNELS - 1)  # attention is no operator of tokens
+    return min(step.costs.launch_queue / kernels, 1.0)
 
 
 def eager_launch(step: Step, tokens: Floats) -> Floats:

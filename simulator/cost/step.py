@@ -19,11 +19,11 @@ from simulator.cost.launches import (
     decode_launch_s,
     eager_launch,
     launch_ahead_s,
-    launch_seqs_s,
     prepare_s,
+    queue_launch_s,
+    queue_share,
 )
-from simulator.cost.operator import Operator
-from simulator.cost.operators import Step
+from simulator.cost.operators import Operator, Step
 from simulator.cost.roofline import Floats, Time
 from simulator.cost.table import StepCostTable
 from simulator.hardware.gpu import Gpu
@@ -245,6 +245,8 @@ def _build(key: _Key) -> StepCostTable:
         launch_most_seqs=key.costs.launch_most_seqs,
         stall_rate_hz=key.costs.stall_rate_hz,
         stall_s=key.costs.stall_s,
+        queue_launch_s=queue_launch_s(step),
+        queue_share=queue_share(step),
         decode_launch_s=decode_launch_s(step, seqs),
         mixed_slower=key.costs.mixed_slower,
         context_knots=contexts,

@@ -39,6 +39,10 @@ class StepCostTable:
       distributed (``launch_seed``: which draws).
       A pure decode step starts ``decode_launch_s[n]`` after its planning at the earliest.
 
+    A step with prompts is launched for ``queue_launch_s`` at least, and until no more than ``queue_share`` of its
+    kernels are left, as many as the GPU's queue of commands holds: only then does the host look at the results of the
+    step before (SGLang's policy alone).
+
     Launching takes ``cold_prompt_s`` longer in the first step with prompts, and ``cold_past_s`` in the first that goes
     on with a prompt: kernels that are fetched or compiled when first used (SGLang's policy alone looks at them).
 
@@ -80,6 +84,8 @@ class StepCostTable:
     stall_rate_hz: float = 0.0
     stall_s: float = 0.0
     launch_seed: int = 0
+    queue_launch_s: float = 0.0
+    queue_share: float = 1.0
     decode_launch_s: Floats = field(default_factory=lambda: np.zeros(2))
     mixed_slower: float = 0.0
     per_finished_prefill_s: float = 0.0
@@ -131,6 +137,8 @@ StepCost = record(
         "stall_rate_hz",
         "stall_s",
         "launch_seed",
+        "queue_launch_s",
+        "queue_share",
         "decode_launch_s",
         "mixed_slower",
         "per_finished_prefill_s",
@@ -177,6 +185,8 @@ def make_step_cost(  # type: ignore[no-untyped-def]
     stall_rate_hz,
     stall_s,
     launch_seed,
+    queue_launch_s,
+    queue_share,
     decode_launch_s,
     mixed_slower,
     per_finished_prefill_s,
@@ -218,6 +228,8 @@ def make_step_cost(  # type: ignore[no-untyped-def]
         stall_rate_hz,
         stall_s,
         launch_seed,
+        queue_launch_s,
+        queue_share,
         decode_launch_s,
         mixed_slower,
         per_finished_prefill_s,
@@ -353,6 +365,8 @@ def step_cost_record(table: StepCostTable) -> object:
         float(table.stall_rate_hz),
         float(table.stall_s),
         int(table.launch_seed),
+        float(table.queue_launch_s),
+        float(table.queue_share),
         table.decode_launch_s,
         float(table.mixed_slower),
         float(table.per_finished_prefill_s),

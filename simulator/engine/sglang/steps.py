@@ -82,6 +82,8 @@ def schedule(e, now):  # type: ignore[no-untyped-def]
             seconds = mixed_step_seconds(e.cost, singles, context, prompts, new, past, attention, finished, uneven)
         launching = prompts_launch_s(e, singles + new, singles + chunks, past, seconds) if chunks > 0 else 0.0
         start = launch(e, now, seconds, launching)
+        if chunks > 0 and e.planned > 1:
+            hold_before(e, now, seconds)
         if e.tell_chunks:
             date_chunks(e, news_before, start, e.gpu_free_s)
         if e.logging:
@@ -109,6 +111,16 @@ def launch(e, now, seconds, launching):  # type: ignore[no-untyped-def]
     e.planned += 1
     e.peak_pages = max(e.peak_pages, pages_taken(e))
     return start
+
+
+@compiled
+def hold_before(e, now, seconds):  # type: ignore[no-untyped-def]
+    """The host has just launched a step with prompts, kernel by kernel; it looks at the results of the one before when
+    all of them are in the GPU's queue."""
+    before = (e.planned - 2) % RING
+    launched = max(now + e.cost.queue_launch_s, e.gpu_free_s - seconds * e.cost.queue_share)
+    if e.cost.queue_launch_s > 0.0 and e.planned - e.completed == 2:
+        e.batch_end_s[before] = max(e.batch_end_s[before], launched)
 
 
 @compiled
