@@ -282,11 +282,20 @@ class Cluster:
                 "priority": self.trace.priority,
                 "loads": cache is not None,
                 "read_post_s": self._read_post_s(plan.index),
+                "send_post_s": self._send_post_s(plan.index),
                 "ranks": plan.parallel.dp,
             },
         )
         engine = Engine(spec, content, self.desk.record)
         return Worker(self.clock, plan.index, engine, prefill_rate(plan.step_cost, plan.max_step_tokens), self.hear)
+
+    def _send_post_s(self, index: int) -> tuple[float, float]:
+        """Seconds that the loop of an engine that pushes spends on posting the write of a prompt, and of each block."""
+        transfer = self.plan.transfer
+        routes = [] if transfer is None or not transfer.setup_in_turn else transfer.routes.items()
+        return max(
+            ((route.setup_s, route.per_block_s) for (src, _), route in routes if src == index), default=(0.0, 0.0)
+        )
 
     def _read_post_s(self, index: int) -> float:
         """Seconds a block that the engine's own loop spends on posting a read; an engine that is pushed to has none."""

@@ -190,8 +190,8 @@ SGLANG = Family(
             "load_balance_method",
             "auto",
             "",
-            "how data-parallel ranks share prompts: dealt out in turn, or by the random bootstrap room, as auto takes "
-            "for a prefill engine",
+            "how a prefill engine binds prompts to its data-parallel ranks: in turn, or by their random bootstrap room "
+            "as auto does",
             choices=("auto", "round_robin", "follow_bootstrap_room"),
         ),
         Setting(

@@ -26,9 +26,6 @@ BF16 = 2.0
 PLAIN = ("bf16", "bf16")
 #: How the operators of shared experts are called, at the beginning.
 SHARED = "shared experts"
-#: Ways of tokens to experts on other data-parallel ranks and back: gathered, or added up over all ranks.
-GATHERED = (("all_gather", "all-gather to experts"), ("reduce_scatter", "reduce-scatter from experts"))
-SUMMED = (("all_reduce", "all-reduce to experts"), ("all_reduce", "all-reduce from experts"))
 #: Bytes a logit is moved by sampling: written in bf16, widened to fp32, read for the maximum.
 SAMPLING_BYTES = 2.0 + 2.0 + 4.0 + 4.0
 
@@ -325,11 +322,10 @@ class Step:
         return Operator(f"expert {found.way}", layers, time, measured.origin(), busy)
 
     def _exchange(self, layers: int, *, prompts: bool) -> Iterator[Operator]:
-        """Tokens of all attention ranks to all experts and back. Ranks of a step with prompts have different numbers of
-        tokens: some engines then add up whole tensors, zero but for a rank's own tokens, there and back."""
+        """Tokens of all attention ranks to all experts and back; some engines add up whole tensors where prompts are."""
         m, ranks = self.model, self.parallel.expert_gpus
         summed = prompts and self.costs.prompt_exchange == "all_reduce"
-        for kind, name in SUMMED if summed else GATHERED:
+        for kind, name in collectives.SUMMED if summed else collectives.GATHERED:
             way = collectives.nccl(self.kernels, kind, ranks)
 
             def time(tokens: Floats, way: collectives.Collective = way) -> Time:
@@ -359,8 +355,8 @@ class Step:
         found = self.token_operators
         if self.parallel.dp > 1 and self.model.moe_layers:
             ways = (self._exchange(self.model.moe_layers, prompts=prompts) for prompts in (True, False))
-            swap = {there.name: here for there, here in zip(*ways, strict=True)}
-            found = tuple(swap.get(op.name, op) for op in found)
+            gathered = {summed.name: way for summed, way in zip(*ways, strict=True)}
+            found = tuple(gathered.get(op.name, op) for op in found)
         if self.costs.shared_experts == "beside":
             found = tuple(self._beside(op) if op.name.startswith(SHARED) else op for op in found)
         if self.costs.decode_routing != "identical" or not self.model.moe_layers:

@@ -266,7 +266,10 @@ def _gb200_pool(point: Point, role: str, ranks: int) -> dict[str, Any]:
         chunk, held = (24576, 32768) if long_prompt else (8192, 8192)
         return found if role == "decode" else found | {"chunked_prefill_size": chunk, "max_total_tokens": held}
     if point.precision == "fp8":
-        return {"chunked_prefill_size": 131072, "max_prefill_tokens": 16384 * ranks, "mem_fraction_static": 0.8}
+        found = {"chunked_prefill_size": 131072, "max_prefill_tokens": 16384 * ranks, "mem_fraction_static": 0.8}
+        # SGLANG_HACK_SEQ_BOOTSTRAP_ROOM of recipes/gb200-fp8/1k1k/ultra-tpt.yaml
+        in_turn = not long_prompt and point.groups[-1].parallel.dp == DEEPEP_RANKS
+        return found | ({"load_balance_method": "round_robin"} if in_turn else {})
     if role == "decode":
         return {"mem_fraction_static": 0.83}
     chunk = 131072 if long_prompt else 65536

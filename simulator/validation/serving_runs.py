@@ -33,7 +33,13 @@ LENGTH_SPREAD = 0.2
 #: pull 23967: 41 to 162 ms a transfer); 0.11 s: fit to TTFT of pools with four and eight clients.
 HANDOVERS: dict[str, dict[str, Any]] = {
     "vllm": {"mode": "pull"},
-    "sglang": {"mode": "push", "setup_s": 0.11, "setup_in_turn": True},
+    "sglang": {
+        "mode": "push",
+        "setup_s": 0.08,
+        "per_descriptor_s": 8.0e-6,
+        "coalesced_blocks": 64,
+        "setup_in_turn": True,
+    },
     "trtllm": {"mode": "pull"},
 }
 #: GPUs of one NVLink domain of a rack, beyond which pools talk over their network cards.

@@ -86,9 +86,10 @@ class Adder:
         max_new = min(max(r.max_new_tokens - r.outputs, 0), CLIP_MAX_NEW_TOKENS)
         if not extend + max_new + self.page_size < self.total_left():
             return NO_TOKEN, 0, False
+        strict = self.chunk_left is None or self.engine.within_budget
+        if strict and self.admitted and self.paged(extend) >= self.input_left:
+            return OTHER, 0, False
         if self.chunk_left is None:
-            if self.admitted and self.paged(extend) >= self.input_left:
-                return OTHER, 0, False
             return None, extend, False
         if self.paged(extend) <= self.chunk_left:
             return None, extend, False

@@ -31,6 +31,7 @@ class Stepper(Memory):
         self.lpm = s["schedule_policy"] == "lpm" and not s["disable_radix_cache"]
         self.step_time = s["step_time"]
         self.reserve_known = s.get("reserve_known_lengths", True)
+        self.within_budget = s.get("prompts_within_budget", False)
         self.longest = min(s["context_length"] - 1, self.pool_size - 1)
         self.ratio_init = min(0.7 * s["schedule_conservativeness"], 1.0)
         self.ratio_min = min(self.ratio_init * 0.14, 1.0)

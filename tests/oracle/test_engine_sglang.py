@@ -53,6 +53,7 @@ def cases(draw):
         "overlap": draw(st.booleans()),
         "ignore_eos": draw(st.sampled_from([False, False, True])),
         "reserve_known_lengths": draw(st.booleans()),
+        "prompts_within_budget": draw(st.booleans()),
         "step_time": {"base_s": 0.5, "per_token_s": 0.01, "per_context_token_s": 0.001},
     }
     longest = min(case["context_length"], pool)

@@ -13,7 +13,7 @@ from functools import partial
 
 from simulator.cluster.handover.streaming import Piece, Streaming
 from simulator.cluster.processes import Worker
-from simulator.engine.sglang.ranks import room_rank
+from simulator.engine.sglang.ranks import binding, bound_rank
 
 
 @dataclass
@@ -30,8 +30,8 @@ class Push(Streaming):
     def launch(self, row: int, piece: Piece, blocks: int, places: tuple[int, int], now: float) -> None:
         start = now
         if self.rooms.plan.setup_in_turn:
-            source = self.rooms.workers[places[0]]
-            at = places[0], room_rank(row, source.engine.spec.cost.ranks)
+            spec = self.rooms.workers[places[0]].engine.spec
+            at = places[0], bound_rank(row, spec.cost.ranks, binding(spec.settings))
             start = max(now, self._set_up_s.get(at, now))
             self._set_up_s[at] = start + self.rooms.plan.routes[places].delay_s(blocks)
         if start > now:

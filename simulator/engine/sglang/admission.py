@@ -150,7 +150,7 @@ def try_admit(e, s):  # type: ignore[no-untyped-def]
 @compiled
 def has_company(e):  # type: ignore[no-untyped-def]
     """Whether the step, or the rank's part of it, holds a prompt already."""
-    return e.input_left < e.max_prefill // e.cost.ranks if e.by_room else e.admitted_count > 0
+    return e.input_left < e.max_prefill // e.cost.ranks if e.binding else e.admitted_count > 0
 
 
 @compiled

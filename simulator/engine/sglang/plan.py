@@ -56,7 +56,7 @@ def plan_step(e, now):  # type: ignore[no-untyped-def]
     if may_prefill(e):
         order_waiting(e)
         open_budget(e)
-        if e.by_room:
+        if e.binding:
             fill_ranks(e)
         else:
             fill_step(e)
@@ -212,7 +212,7 @@ def prompts_spread(e, chunks):  # type: ignore[no-untyped-def]
     A step's tokens are as many as all ranks' chunks together; with prompts waiting, every rank has one to cut. Where
     prompts are bound to ranks, they are as they are.
     """
-    if e.by_room:
+    if e.binding:
         return chunks
     return max(chunks, min(e.cost.ranks, chunks + seen(e))) if e.cost.ranks > 1 else chunks
 

@@ -9,6 +9,7 @@ import numpy as np
 from simulator.cost.table import step_cost_record
 from simulator.engine.sglang import steps
 from simulator.engine.sglang.abandoning import abandon
+from simulator.engine.sglang.ranks import UNBOUND, binding
 from simulator.engine.sglang.state import make_state
 from simulator.engine.sglang.withdrawing import progress, withdraw
 from simulator.engine.state import COLOCATED, DECODE, PREFILL
@@ -58,7 +59,8 @@ def make_sglang(spec: EngineSpec, content: Any, desk: Any) -> Any:
         bool(s["ignore_eos"]),
         bool(s["ignore_eos"]) and bool(s.get("reserve_known_lengths", True)),
         bool(s.get("prompts_within_budget", False)),
-        spec.role == "prefill" and spec.cost.ranks > 1 and s.get("load_balance_method", "auto") != "round_robin",
+        binding(s) if spec.role == "prefill" and spec.cost.ranks > 1 else UNBOUND,
+        *(spec.extra.get("send_post_s", (0.0, 0.0)) if spec.role == "prefill" else (0.0, 0.0)),
         page,
         pool,
         min(int(s["context_length"]) - 1, pool - 1),

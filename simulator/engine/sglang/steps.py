@@ -18,6 +18,7 @@ from simulator.engine.sglang.decode import strike_done
 from simulator.engine.sglang.ending import first_token, free_done, is_retracted, last_token
 from simulator.engine.sglang.memory import pages_taken, release
 from simulator.engine.sglang.plan import plan_step, prompts_launch_s, prompts_spread
+from simulator.engine.sglang.posting import hold_before, posting_s
 from simulator.engine.sglang.remote import kv_is_here
 from simulator.engine.sglang.state import new_slot, next_last_step, wait_last
 from simulator.engine.state import (
@@ -78,7 +79,7 @@ def schedule(e, now):  # type: ignore[no-untyped-def]
             seconds = decode_step_seconds(e.cost, singles, context)
         else:
             prompts = prompts_spread(e, chunks)
-            uneven = e.cost.ranks * e.fullest / new if e.by_room and new > 0 else 0.0
+            uneven = e.cost.ranks * e.fullest / new if e.binding and new > 0 else 0.0
             seconds = mixed_step_seconds(e.cost, singles, context, prompts, new, past, attention, finished, uneven)
         launching = prompts_launch_s(e, singles + new, singles + chunks, past, seconds) if chunks > 0 else 0.0
         start = launch(e, now, seconds, launching)
@@ -111,16 +112,6 @@ def launch(e, now, seconds, launching):  # type: ignore[no-untyped-def]
     e.planned += 1
     e.peak_pages = max(e.peak_pages, pages_taken(e))
     return start
-
-
-@compiled
-def hold_before(e, now, seconds):  # type: ignore[no-untyped-def]
-    """The host has just launched a step with prompts, kernel by kernel; it looks at the results of the one before when
-    all of them are in the GPU's queue."""
-    before = (e.planned - 2) % RING
-    launched = max(now + e.cost.queue_launch_s, e.gpu_free_s - seconds * e.cost.queue_share)
-    if e.cost.queue_launch_s > 0.0 and e.planned - e.completed == 2:
-        e.batch_end_s[before] = max(e.batch_end_s[before], launched)
 
 
 @compiled
@@ -167,7 +158,7 @@ def complete(e):  # type: ignore[no-untyped-def]
         free_done(e, e.leaving[r], e.batch_leaving[r])
     if end >= e.sample_next_s:
         sample(e, end)
-    return end
+    return end + posting_s(e, r)
 
 
 @compiled
