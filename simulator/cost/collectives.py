@@ -17,8 +17,10 @@ RING = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "alltoall":
 
 #: Ways of tokens to experts on other data-parallel ranks and back: gathered; or added up over all ranks, each of which
 #: has put its own tokens into a tensor of zeros.
-GATHERED = (("all_gather", "all-gather to experts"), ("reduce_scatter", "reduce-scatter from experts"))
-SUMMED = (("all_reduce", "all-reduce to experts"), ("all_reduce", "all-reduce from experts"))
+EXCHANGES = {
+    "gather": (("all_gather", "all-gather to experts"), ("reduce_scatter", "reduce-scatter from experts")),
+    "all_reduce": (("all_reduce", "all-reduce to experts"), ("all_reduce", "all-reduce from experts")),
+}
 
 
 def link_bandwidth(gpu: Gpu, kernel: Kernel | None = None) -> float:

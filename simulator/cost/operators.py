@@ -322,10 +322,9 @@ class Step:
         return Operator(f"expert {found.way}", layers, time, measured.origin(), busy)
 
     def _exchange(self, layers: int, *, prompts: bool) -> Iterator[Operator]:
-        """Tokens of all attention ranks to all experts and back; some engines add up whole tensors where prompts are."""
+        """Tokens of all attention ranks to all experts and back; of prompts, some engines add up whole tensors."""
         m, ranks = self.model, self.parallel.expert_gpus
-        summed = prompts and self.costs.prompt_exchange == "all_reduce"
-        for kind, name in collectives.SUMMED if summed else collectives.GATHERED:
+        for kind, name in collectives.EXCHANGES[self.costs.prompt_exchange if prompts else "gather"]:
             way = collectives.nccl(self.kernels, kind, ranks)
 
             def time(tokens: Floats, way: collectives.Collective = way) -> Time:
