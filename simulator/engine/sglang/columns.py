@@ -43,6 +43,7 @@ NUMBERS: dict[str, str] = {
     "decode_done": "of the completed ones, those with decodes",
     "gpu_free_s": "end of the last planned step",
     "plan_at_s": "moment at which planning is due, or NEVER",
+    "posting_until_s": "until then the loop posts writes",
     "previous_end_s": "end of the last completed step with decodes",
     "running_count": "requests in the running batch",
     "base_sum": "sum of their bases",

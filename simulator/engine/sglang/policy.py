@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simulator.compiled import compiled
 from simulator.cost.table import step_cost_record
 from simulator.engine.sglang import steps
 from simulator.engine.sglang.abandoning import abandon
@@ -81,6 +82,17 @@ def make_sglang(spec: EngineSpec, content: Any, desk: Any) -> Any:
     )
 
 
+@compiled
+def take_evicted(e):  # type: ignore[no-untyped-def]
+    """Nothing: this engine's tree has no keys that caches below could know."""
+    return np.zeros(0, np.int64)
+
+
+@compiled
+def will_hold(e, s, tokens):  # type: ignore[no-untyped-def]
+    """Never called: this engine does not ask caches below it."""
+
+
 #: In the order of ``simulator.engine.engine.Policy``'s fields.
 SGLANG = (
     make_sglang,
@@ -93,8 +105,8 @@ SGLANG = (
     steps.load,
     steps.survey,
     steps.overlaps,
-    steps.will_hold,
-    steps.take_evicted,
+    will_hold,
+    take_evicted,
     steps.totals,
     series,
     step_log,

@@ -21,8 +21,6 @@ def hold_before(e, now, seconds):  # type: ignore[no-untyped-def]
 @compiled
 def posting_s(e, r):  # type: ignore[no-untyped-def]
     """Seconds for which the loop posts the writes of the prompts that a step has completed, before it plans again."""
-    if e.send_post_s == 0.0 and e.send_post_page_s == 0.0:
-        return 0.0
     e.rank_posting_s[:] = 0.0
     for i in range(e.batch_firsts[r]):
         s = e.firsts[r, i]

@@ -44,7 +44,7 @@ def submit(e, row, prompt, target, part, outside, now):  # type: ignore[no-untyp
     if e.recv_interval > 1:
         e.unseen += 1
     if e.planned == e.completed:
-        e.plan_at_s = min(e.plan_at_s, now)
+        e.plan_at_s = min(e.plan_at_s, max(now, e.posting_until_s))
     return next_wake(e)
 
 
@@ -59,7 +59,7 @@ def transfer_ended(e, s, now):  # type: ignore[no-untyped-def]
         e.full = False
         free_slot(e, s)
     if e.planned == e.completed:
-        e.plan_at_s = min(e.plan_at_s, now)
+        e.plan_at_s = min(e.plan_at_s, max(now, e.posting_until_s))
     return next_wake(e)
 
 
@@ -158,7 +158,10 @@ def complete(e):  # type: ignore[no-untyped-def]
         free_done(e, e.leaving[r], e.batch_leaving[r])
     if end >= e.sample_next_s:
         sample(e, end)
-    return end + posting_s(e, r)
+    if e.send_post_s + e.send_post_page_s > 0.0:
+        e.posting_until_s = end + posting_s(e, r)
+        return e.posting_until_s
+    return end
 
 
 @compiled
@@ -301,17 +304,6 @@ def overlaps(engines, content, row, tokens, keys, found):  # type: ignore[no-unt
     """Leading tokens of a prompt that each engine's tree holds, into ``found``; nothing is touched."""
     for i in range(len(engines)):
         found[i] = peek(engines[i].tree, row, tokens)
-
-
-@compiled
-def take_evicted(e):  # type: ignore[no-untyped-def]
-    """Nothing: this engine's tree has no keys that caches below could know."""
-    return np.zeros(0, np.int64)
-
-
-@compiled
-def will_hold(e, s, tokens):  # type: ignore[no-untyped-def]
-    """Never called: this engine does not ask caches below it."""
 
 
 @compiled
