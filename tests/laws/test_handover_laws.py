@@ -21,6 +21,7 @@ STAGED = "kv_transfer={mode: staged}"
 STORE = "kv_transfer={mode: store, store: {gbit_per_s: 100}}"
 TO_HOST = "kv_transfer={mode: layerwise, landing: host}"
 WAYS = ["kv_transfer.mode=pull", "kv_transfer.mode=push", "kv_transfer.mode=layerwise", STAGED, STORE, TO_HOST]
+IN_TURN = "kv_transfer={mode: push, setup_s: 0.02, setup_in_turn: true}"
 EASY = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 PARTS = ("queue", "prefill", "kv_wait", "kv_transfer", "decode_admission", "host")
 
@@ -43,7 +44,7 @@ def test_engines_hand_over_in_their_own_way(engine: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "splitwise"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*WAYS, IN_TURN])
 def test_every_request_is_decoded_and_its_parts_add_up(way: str, engine: str) -> None:
     record = outcome(f"{ONE}/{engine}", way).record
     assert (record.state == COMPLETED).all()
@@ -151,7 +152,7 @@ def test_heartbeats_keep_what_waits() -> None:
 
 
 @EASY
-@given(st.sampled_from(WAYS), st.sampled_from(["vllm", "sglang", "splitwise"]), st.integers(0, 29), st.floats(0.0, 2.0))
+@given(st.sampled_from([*WAYS, IN_TURN]), st.sampled_from(["vllm", "sglang", "splitwise"]), st.integers(0, 29), st.floats(0.0, 2.0))
 def test_a_handover_can_be_given_up_at_any_moment(way: str, engine: str, row: int, at: float) -> None:
     """The request fails, the others do not, and nobody keeps anything."""
     changes = [way, "network.nic_gbit_per_s=2"]
@@ -178,3 +179,15 @@ def assert_empty(cluster: Cluster) -> None:
         load = worker.engine.load()
         assert (load.running, load.waiting, load.holding) == (0, 0, 0)
         assert load.free_blocks == load.blocks
+
+
+def test_transfers_set_up_in_turn_leave_one_after_another() -> None:
+    """Four prompts of one step: by themselves all are set up at once, in turn each waits for those before it."""
+    burst = Trace.from_columns([0.0] * 4, [500] * 4, [4] * 4)
+    changes = [f"kv_transfer={{mode: push, setup_s: 0.5, setup_in_turn: {turn}}}" for turn in ("false", "true")]
+    at_once, in_turn = (
+        outcome(f"{ONE}/sglang", change, trace=burst, load="trace").record.part_kv_transfer_s for change in changes
+    )
+    assert max(at_once) - min(at_once) < 0.1
+    assert np.diff(sorted(in_turn)) == pytest.approx([0.5] * 3, abs=0.1)
+    assert min(in_turn) == pytest.approx(min(at_once), abs=0.01)  # which share the wire

@@ -154,3 +154,19 @@ def test_a_latent_in_eight_bits_is_read_faster() -> None:
     assert fp8.attention.decode_seconds(np.array([4096.0]), 8000.0) < bf16.attention.decode_seconds(
         np.array([4096.0]), 8000.0
     )
+
+
+def test_tokens_of_prompts_are_added_up_over_all_ranks_and_those_of_decodes_gathered() -> None:
+    costs = replace(load_engine_costs("sglang"), prompt_exchange="all_reduce")
+    assert costs == load_engine_costs("sglang")
+    step = Step(V3, load_gpu("b200"), PRECISION, Parallel(1, 1, 8, 8), costs)
+    plain = replace(step, costs=replace(costs, prompt_exchange="gather"))
+    names = [
+        [op.name for op in found if "experts" in op.name]
+        for found in (step.token_operators, step.decode_token_operators)
+    ]
+    assert [n for n in names[0] if n.startswith("all-")] == ["all-reduce to experts", "all-reduce from experts"]
+    assert "all-gather to experts" in names[1] and "reduce-scatter from experts" in names[1]
+    prompts = [(8192, 0)] * 8
+    assert mixed_step_seconds(step, prompts) > mixed_step_seconds(plain, prompts)
+    assert decode_step_seconds(step, 64, 64 * 2000.0) == decode_step_seconds(plain, 64, 64 * 2000.0)

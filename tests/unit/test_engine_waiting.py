@@ -154,3 +154,16 @@ def test_a_place_is_free_once_its_last_token_is_on_the_way(overlap: bool) -> Non
     drafting |= {"speculative_draft_cost": 0.0, "speculative_seed": 0}
     later = first_tokens("tensorrt-llm", drafting, [(0.0, 10), (5.5, 10), (20.0, 10)])
     assert later[2] == (62.0 if overlap else 61.0)  # with drafts nobody knows which token is the last
+
+
+def test_results_wait_until_the_next_step_s_kernels_fit_the_queue_of_commands() -> None:
+    ahead, burst = SGLANG | {"overlap": True}, [(0.0, 100), (0.0, 100), (0.0, 100)]
+    free = first_tokens("sglang", ahead, burst)
+    assert free == pytest.approx([1.0, 2.0, 3.0])
+    # of a step of one second a quarter is in the queue: the step before is looked at 0.75 s into it; the last has no next
+    queued = replace(affine_cost(STEP_S), queue_launch_s=0.1, queue_share=0.25)
+    assert first_tokens("sglang", ahead, burst, cost=queued) == pytest.approx([1.75, 2.75, 3.0])
+    # kernels that all fit hold nothing up, however long the host takes to launch them behind a running step
+    short = replace(affine_cost(STEP_S), queue_launch_s=0.1, queue_share=1.0)
+    assert first_tokens("sglang", ahead, burst, cost=short) == pytest.approx(free)
+    assert first_tokens("sglang", SGLANG, burst, cost=queued) == pytest.approx(free)
