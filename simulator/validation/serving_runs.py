@@ -29,17 +29,11 @@ REQUESTS_PER_CLIENT = 10
 #: ``inferencex`` lengths are drawn evenly within this share either side of nominal.
 LENGTH_SPREAD = 0.2
 #: Who moves the KV of a prompt: SGLang's prefill engines write it, the others' decode engines read it. All recipes of
-#: SGLang's pools state NIXL, whose writes its scheduler prepares and follows itself until 2026-04 (sgl-project/sglang
-#: pull 23967: 41 to 162 ms a transfer); 0.11 s: fit to TTFT of pools with four and eight clients.
+#: SGLang's pools state NIXL, whose writes its scheduler sets up one after another until 2026-04 (sgl-project/sglang
+#: pull 23967 reports 162 ms a transfer before, 41 ms after); 0.09 s: fit to TTFT of pools with 4 to 128 clients.
 HANDOVERS: dict[str, dict[str, Any]] = {
     "vllm": {"mode": "pull"},
-    "sglang": {
-        "mode": "push",
-        "setup_s": 0.08,
-        "per_descriptor_s": 8.0e-6,
-        "coalesced_blocks": 64,
-        "setup_in_turn": True,
-    },
+    "sglang": {"mode": "push", "setup_s": 0.09, "setup_in_turn": True},
     "trtllm": {"mode": "pull"},
 }
 #: GPUs of one NVLink domain of a rack, beyond which pools talk over their network cards.

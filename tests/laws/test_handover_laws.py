@@ -152,7 +152,12 @@ def test_heartbeats_keep_what_waits() -> None:
 
 
 @EASY
-@given(st.sampled_from([*WAYS, IN_TURN]), st.sampled_from(["vllm", "sglang", "splitwise"]), st.integers(0, 29), st.floats(0.0, 2.0))
+@given(
+    st.sampled_from([*WAYS, IN_TURN]),
+    st.sampled_from(["vllm", "sglang", "splitwise"]),
+    st.integers(0, 29),
+    st.floats(0.0, 2.0),
+)
 def test_a_handover_can_be_given_up_at_any_moment(way: str, engine: str, row: int, at: float) -> None:
     """The request fails, the others do not, and nobody keeps anything."""
     changes = [way, "network.nic_gbit_per_s=2"]
