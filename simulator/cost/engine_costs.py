@@ -68,6 +68,9 @@ class CostsFile(Schema):
     eager_block_gemm_s: HostSeconds = 0.0
     eager_gap_s: HostSeconds = 0.0
     launch_queue: int = Field(ge=0, le=10**6, default=0)
+    power_limit: bool = False
+    past_attention: float = Field(ge=0, le=2, default=0.0)
+    sampling_logit_s: float = Field(ge=0, le=1e-6, default=0.0)
     frontend_s: HostSeconds
     detokenise_s: HostSeconds
     frontend_prompt_token_s: HostSeconds = 0.0
@@ -108,40 +111,49 @@ class EngineCosts:
     step and of each sequence in it (scheduling, inputs, outputs). ``step_gap_s``, ``seq_gap_s``: what no overlap
     hides. ``mixed_step_s``, ``mixed_layer_s``: host time to launch a step with prefill tokens, whose kernels are not
     one CUDA graph: a floor under its GPU time. ``mixed_gap_s``: what such a step takes more than its GPU work.
-    ``mixed_slower``: by how much longer its kernels take than those of the tables (a GPU at its power limit runs slower
-    than in the short bursts that were measured). ``mixed_graph_tokens``: steps of more tokens launch every kernel on
-    its own (0: they always do, or the floor above says it all), at host seconds of ``eager_layer_s`` a layer,
-    ``eager_moe_layer_s`` more with routed experts (Triton kernels; those of one call take less) and
+    ``mixed_slower``: by how much longer its kernels take than those of the tables (a GPU at its power limit runs
+    slower than in the short bursts that were measured). ``mixed_graph_tokens``: steps of more tokens launch every
+    kernel on its own (0: they always do, or the floor above says it all), at host seconds of ``eager_layer_s`` a
+    layer, ``eager_moe_layer_s`` more with routed experts (Triton kernels; those of one call take less) and
     ``eager_mla_layer_s`` more with MLA, and ``eager_block_gemm_s`` more for each GEMM in fp8_block (see
-    ``simulator.cost.launches``), and the GPU idles between their kernels for ``eager_gap_s`` a layer. ``launch_queue``:
-    kernels that may wait on the GPU; a host that launches more stands still until there is room (0: not told apart).
-    ``launch_ahead``: with overlap, one with prefill tokens is launched while the one before it runs, whose tokens are
-    handed out only afterwards, and ``mixed_step_s`` is what goes by before its first kernel; without, launching is a
-    floor under the step's own time. ``launch_seq_s``: of such a launch, for each sequence of the step.
-    ``launch_jitter``: share of it that is exponentially distributed. ``stall_rate_hz``, ``stall_s``: how often
-    something else keeps the host from launching, and for how long on average; of the machine, not of the engine. A
-    pure decode step is launched in the host work of a step, and holds results back in the same way. ``frontend_s``:
-    per request before it is first scheduled, and ``frontend_prompt_token_s`` for each token of its prompt (parsing,
-    tokenising, passing on); ``detokenise_s``: from a token's step to the client. ``frontend_request_s``,
-    ``frontend_token_s``: of these, the work of one process for a request and for a token, which others wait for.
-    ``decode_graph_sizes``: batch sizes a pure decode step is padded to. ``fused_quantisation``: activations are
-    quantised inside the kernel before, not by a pass of their own (but for fp8_block, which always has one).
+    ``simulator.cost.launches``), and the GPU idles between their kernels for ``eager_gap_s`` a layer.
+    ``launch_queue``: kernels that may wait on the GPU; a host that launches more stands still until there is room (0:
+    not told apart). ``launch_ahead``: with overlap, one with prefill tokens is launched while the one before it runs,
+    whose tokens are handed out only afterwards, and ``mixed_step_s`` is what goes by before its first kernel; without,
+    launching is a floor under the step's own time. ``launch_seq_s``: of such a launch, for each sequence of the step
+    up to ``launch_most_seqs``. ``launch_jitter``: share of it that is exponentially distributed. ``stall_rate_hz``,
+    ``stall_s``: how often something else keeps the host from launching, and for how long on average; of the machine,
+    not of the engine. A pure decode step is launched in the host work of a step, and holds results back in the same
+    way. ``frontend_s``: per request before it is first scheduled, and ``frontend_prompt_token_s`` for each token of
+    its prompt (parsing, tokenising, passing on); ``detokenise_s``: from a token's step to the client.
+    ``frontend_request_s``, ``frontend_token_s``: of these, the work of one process for a request and for a token,
+    which others wait for. ``decode_graph_sizes``: batch sizes a pure decode step is padded to. ``fused_quantisation``:
+    activations are quantised inside the kernel before, not by a pass of their own (but for fp8_block, which always has
+    one): behind a norm, behind an all-reduce that the norm is part of, behind attention, behind the activation.
     ``fused_norm_all_reduce``: the norm after an all-reduce is part of it, for messages of ``fused_norm_bytes`` at most
-    (twice that between two GPUs; 0: of any size). ``rope_in_attention``: rotary embedding and KV write are part of the
-    attention kernel, and in its table rows. ``all_reduce``: whose all-reduce it runs (rows of the collective
-    tables). ``expert_all_to_all``: all_gather, deepep. ``prompt_exchange``: all_reduce where a step with
-    prompts brings the tokens of all data-parallel ranks together, and what experts made of them back, by all-reduces.
-    ``routing``: balanced or skewed (power law 1.2), rows of the expert tables, or by_groups: skewed for models whose
-    router chooses among groups of experts. ``decode_routing``: identical where all decoding sequences choose the same
-    experts, as they do when random weights make them repeat one token. ``shared_experts``: beside where a decode step
-    computes them next to the routed ones (a second stream, or one more expert of the same kernel), which leaves only
-    their bytes to be read. ``experts``: how routed experts are spread over many GPUs. ``expert_kernels``: whose rows
-    of the expert tables it runs, where they are not those of ``kernels``; ``expert_routing_s``, ``expert_token_s``:
-    GPU seconds of a layer, and of a layer for each token, for sorting and copying tokens by expert beside what those
-    rows hold. ``expert_widening``: how fast its experts widen their weights, over Marlin's kernels.
-    ``cold_prompt_s``, ``cold_past_s``: what launching takes longer where kernels are fetched or compiled when first
-    used: in an engine's first step with prompts, and in its first that goes on with a prompt computed in part
-    (SGLang's policy alone looks at them).
+    (by ranks: of the largest number that is not above the engine's; none stated: of any size), and these run
+    ``fused_all_reduce`` (the engine's own where that is empty). ``gemm_kernels``: by format, whose GEMMs it runs where
+    they are not those of ``kernels``; ``widened_experts``: the kernel of experts whose weights are widened, where it
+    is not that of ``kernels`` in bf16; ``expert_block_rows``: experts in fp8_block run DeepGEMM over a layout that is
+    sized for the worst case, in which each expert's rows are followed by padding of up to one less than so many (0:
+    kernels of the tables). ``rope_in_attention``: rotary embedding and KV write are part of the attention kernel, and
+    in its table rows. ``all_reduce``: whose all-reduce it runs (rows of the collective tables). ``expert_all_to_all``:
+    all_gather, deepep. ``prompt_exchange``: all_reduce where a step with prompts brings the tokens of all
+    data-parallel ranks together, and what experts made of them back, by all-reduces. ``routing``: balanced or skewed
+    (power law 1.2), rows of the expert tables, or by_groups: skewed for models whose router chooses among groups of
+    experts. ``decode_routing``: identical where all decoding sequences choose the same experts, as they do when random
+    weights make them repeat one token. ``shared_experts``: beside where a decode step computes them next to the routed
+    ones (a second stream, or one more expert of the same kernel), which leaves only their bytes to be read.
+    ``experts``: how routed experts are spread over many GPUs. ``expert_kernels``: whose rows of the expert tables it
+    runs, where they are not those of ``kernels``; ``expert_routing_s``, ``expert_token_s``: GPU seconds of a layer,
+    and of a layer for each token, for sorting and copying tokens by expert beside what those rows hold.
+    ``expert_widening``: how fast its experts widen their weights, over Marlin's kernels. ``cold_prompt_s``,
+    ``cold_past_s``: what launching takes longer where kernels are fetched or compiled when first used: in an engine's
+    first step with prompts, and in its first that goes on with a prompt computed in part (SGLang's policy alone looks
+    at them). ``power_limit``: steps keep to the GPU's power limit (``simulator.cost.power``; the kernels of the tables
+    then stand for full clocks), and ``past_attention`` is how fast prefill attention is over earlier tokens at full
+    clocks, over its speed on a chunk's own (0: as the tables' profile says). ``sampling_logit_s``: GPU seconds of
+    choosing a token, for each logit, beside reading them.
     """
 
     name: str

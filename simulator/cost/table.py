@@ -39,9 +39,8 @@ class StepCostTable:
       distributed (``launch_seed``: which draws).
       A pure decode step starts ``decode_launch_s[n]`` after its planning at the earliest.
 
-    A step with prompts is launched for ``queue_launch_s`` at least, and until no more than ``queue_share`` of its
-    kernels are left, as many as the GPU's queue of commands holds: only then does the host look at the results of the
-    step before (SGLang's policy alone).
+    A step with prompts is launched for ``queue_launch_s`` at least, until no more than ``queue_share`` of its kernels
+    are left (so many fit the GPU's queue): only then are results of the step before looked at (SGLang alone).
 
     Launching takes ``cold_prompt_s`` longer in the first step with prompts, and ``cold_past_s`` in the first that goes
     on with a prompt: kernels that are fetched or compiled when first used (SGLang's policy alone looks at them).
@@ -323,8 +322,7 @@ def mixed_step_seconds(  # type: ignore[no-untyped-def]
     """Seconds of a step with ``chunks`` prefill chunks: ``new`` tokens over ``past`` computed ones in all.
 
     ``chunk_attention_s`` is the sum of ``chunk_attention_seconds`` over the chunks, ``finished`` how many prompts end,
-    ``uneven`` how many times its even share the fullest rank holds (0: as chunks dealt out in turn make it).
-    What launching takes (``mixed_prepare_s``, ``launch_seconds``) is not in it.
+    ``uneven`` how many times its even share the fullest rank holds (0: dealt out in turn). Launching is not in it.
     """
     if cost.affine:
         alone = cost.base_s + cost.per_token_s * (decodes + new) + cost.per_context_token_s * (decode_context + past)

@@ -81,7 +81,8 @@ class Ranks:
         return self.end_s
 
 
-def run_engine(case, requests, ranks):
+def run_engine(case, requests, ranks, leave=()):
+    """``leave``: (moment, row) of clients who go, in order, after all requests have come."""
     prompts = np.array([tokens for _, tokens in requests])
     rows, empty = np.arange(len(requests)), np.zeros(0, np.int64)
     content = make_content(prompts, empty, np.zeros(len(requests) + 1, np.int64), 16, rows, rows + 1000)
@@ -103,6 +104,10 @@ def run_engine(case, requests, ranks):
         live(at)
         engine.advance(at)
         engine.submit(row, tokens, 1, at, hand_over=True)
+    for at, row in leave:
+        live(at)
+        engine.advance(at)
+        assert engine.withdraw(row, at)
     live(ENDLESS)
     return desk.prefill_end_s, engine
 
@@ -138,3 +143,19 @@ def test_rooms_are_spread_evenly_and_turns_exactly():
     first = np.bincount([bound_rank(row, 8, BY_ROOM) for row in range(8)], minlength=8)
     assert first.max() > 1  # unlike turns, chance leaves ranks without a prompt
     assert [bound_rank(row, 8, IN_TURN) for row in range(9)] == [*range(8), 0]
+
+
+def test_a_client_who_goes_while_its_prompt_is_cut_leaves_its_rank_to_the_others():
+    case = {
+        "chunked_prefill_size": 80,
+        "max_prefill_tokens": 400,
+        "max_running_requests": 8,
+        "load_balance_method": "round_robin",
+        "post_s": (0.0, 0.0),
+    }
+    requests = [(0.0, 120), (0.0, 120), (0.0, 40), (0.0, 40)]  # on two ranks, 40 tokens of each a step
+    stay, _ = run_engine(case, requests, 2)
+    assert stay == pytest.approx([3.9, 3.9, 5.2, 5.2])
+    gone, engine = run_engine(case, requests, 2, leave=[(0.1, 0)])
+    assert np.isnan(gone[0]) and gone[2] < stay[2]
+    assert engine.load().free_blocks == 4000 and engine.load().running == 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 from simulator.compiled import compiled
 from simulator.engine.sglang.columns import RING
 from simulator.engine.sglang.memory import release
+from simulator.engine.sglang.ranks import forget_cut
 from simulator.engine.sglang.state import (
     CHUNKED,
     FREE,
@@ -53,6 +54,7 @@ def abort(e, s):  # type: ignore[no-untyped-def]
         e.pending_prompt_tokens -= e.prompt[s] + e.outputs[s]
         free_slot(e, s)
     elif status == CHUNKED:
+        forget_cut(e, s)
         e.chunked = -1
         e.pending_prompt_tokens -= e.fill[s] - e.extend_end[s]
         give_back(e, s)

@@ -22,7 +22,7 @@ def withdraw(e, row, now):  # type: ignore[no-untyped-def]
             e.gone[s] = GONE
             e.aborts += 1
             if e.planned == e.completed:
-                e.plan_at_s = min(e.plan_at_s, now)
+                e.plan_at_s = min(e.plan_at_s, max(now, e.posting_until_s))
             return True, next_wake(e)
     return False, next_wake(e)
 
