@@ -16,8 +16,8 @@ from simulator.cost.operators import Step
 from simulator.cost.power import held_s, relaxed, step_energy_s, under_limit
 from simulator.cost.step import build_step_cost
 from simulator.cost.table import StepCostTable, step_cost_record
-from simulator.hardware.profiles import load_gpu
 from simulator.hardware.power import power_limit
+from simulator.hardware.profiles import load_gpu
 from simulator.models.catalogue import load_model
 from simulator.models.precision import Parallel, Precision
 from simulator.validation.engine_steps import validate_steps
