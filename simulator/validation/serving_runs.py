@@ -26,8 +26,9 @@ from simulator.workload.trace import Trace
 
 #: Requests a run sends, as a multiple of its clients (``--num-prompts`` of the start scripts).
 REQUESTS_PER_CLIENT = 10
-#: ``inferencex`` lengths are drawn evenly within this share either side of nominal.
-LENGTH_SPREAD = 0.2
+#: ``inferencex`` lengths are drawn evenly from this share of nominal up to nominal itself: ``--random-range-ratio 0.8``
+#: of its client (SemiAnalysisAI/InferenceX issue 356: prompts and answers average 0.9 of what a run is named after).
+SHORTEST = 0.8
 #: Who moves the KV of a prompt: SGLang's prefill engines write it, the others' decode engines read it. All recipes of
 #: SGLang's pools state NIXL, whose writes its scheduler sets up one after another until 2026-04 (sgl-project/sglang
 #: pull 23967 reports 162 ms a transfer before, 41 ms after); 0.09 s: fit to TTFT of pools with 4 to 128 clients.
@@ -83,8 +84,7 @@ def requests_of(point: Point) -> Trace:
     lengths = []
     for nominal in (point.input_tokens, point.output_tokens):
         if point.origin == "inferencex":
-            low, high = int(nominal * (1 - LENGTH_SPREAD)), int(nominal * (1 + LENGTH_SPREAD))
-            lengths.append(draw.integers(low, high + 1, count))
+            lengths.append(draw.integers(int(nominal * SHORTEST), nominal + 1, count))
         else:
             lengths.append(np.full(count, nominal))
     inputs, outputs = (np.maximum(x, 1) for x in lengths)
