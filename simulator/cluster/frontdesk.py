@@ -14,9 +14,9 @@ MOST_FOR_TOKENS = 0.95
 class FrontDesk:
     """When a request leaves the front end for its engine.
 
-    ``request_s``, ``token_s``: the front end's own work for a request
-    and for a token sent to a client. It is one process: tokens go first, requests share what time is left, in the
-    order in which they come. ``tokens``: how many have been sent so far.
+    ``request_s``, ``token_s``: the front end's own work for a request and for a token sent to a client. It is one
+    process: tokens go first, requests share what time is left, in the order in which they come. ``tokens``: how many
+    have been sent so far.
     """
 
     def __init__(self, request_s: float, token_s: float, tokens: Callable[[], int]) -> None:
@@ -30,13 +30,15 @@ class FrontDesk:
         """Whether requests can wait for one another here."""
         return self._request_s > 0.0
 
-    def leaves_s(self, now: float, before_s: float) -> float:
-        """A request comes in at ``now``, and takes ``before_s`` without waiting: when it reaches its engine."""
+    def leaves_s(self, now: float, before_s: float, prompt_s: float = 0.0) -> float:
+        """A request comes in at ``now``, and takes ``before_s`` without waiting: when it reaches its engine.
+        ``prompt_s``: of this, the work on its prompt (tokenising), which others wait for as well."""
         if not self.queues:
             return now + before_s
         self._look(now)
-        self._backlog_s += self._request_s
-        return now + before_s + (self._backlog_s - self._request_s) / (1.0 - self._share)
+        waiting_s = self._backlog_s
+        self._backlog_s += self._request_s + prompt_s
+        return now + before_s + waiting_s / (1.0 - self._share)
 
     def _look(self, now: float) -> None:
         passed = now - self._seen_s

@@ -218,7 +218,8 @@ class Cluster:
         self.arrival_s[row] = now
         if self.clients is not None:
             self.clients.sent(row, now)
-        self.source.add(row, self.desk_in.leaves_s(now, float(self.entry_before_s[row])))
+        before_s, prompt_s = float(self.entry_before_s[row]), float(self.entry_prompt_s[row])
+        self.source.add(row, self.desk_in.leaves_s(now, before_s, prompt_s))
 
     def _tokens_sent(self) -> int:
         """Output tokens of all engines so far."""
@@ -307,7 +308,8 @@ class Cluster:
     def _handover(self) -> Handover | None:
         entry = next(w for w in self.plan.workers if w.role != "decode")
         tokens = self.trace.input_tokens.astype(np.float64)
-        self.entry_before_s = entry.frontend_before_s + entry.frontend_prompt_token_s * tokens
+        self.entry_prompt_s = entry.frontend_prompt_token_s * tokens
+        self.entry_before_s = entry.frontend_before_s + self.entry_prompt_s
         transfer = self.plan.transfer
         if not self.plan.topology.disaggregated or transfer is None:
             return None

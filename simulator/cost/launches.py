@@ -68,6 +68,12 @@ def eager_launch(step: Step, tokens: Floats) -> Floats:
     return np.where(step.local(tokens) > step.costs.mixed_graph_tokens, eager_launch_s(step), 0.0)
 
 
+def launch_floor(step: Step, tokens: Floats) -> Floats:
+    """``eager_launch`` as a floor under GPU time that ``mixed_slower`` is yet to stretch: that slows kernels, not the
+    host."""
+    return eager_launch(step, tokens) / (1.0 + step.costs.mixed_slower)
+
+
 def prepare_s(costs: EngineCosts) -> float:
     """Of these seconds, those before the first kernel runs."""
     return costs.mixed_step_s if costs.launch_ahead else 0.0

@@ -48,9 +48,10 @@ class Time:
         """The same work with ``seconds`` multiplied by a residual."""
         return replace(self, seconds=self.seconds * np.asarray(ratio, dtype=np.float64))
 
-    def longer(self, seconds: Floats) -> Time:
-        """The same work, with so many seconds of computation more."""
-        return replace(self, seconds=self.seconds + seconds, compute_s=self.compute_s + seconds)
+    def at_bandwidth(self, where: ArrayLike) -> Time:
+        """The same work where a kernel takes no longer than its fixed part and its bytes do."""
+        least = np.minimum((self.fixed_s + self.memory_s) / self.seconds, 1.0)
+        return self.scaled(np.where(where, least, 1.0))
 
     def without_fixed(self) -> Time:
         """The part that grows with the work: for kernels that serve several chunks in one launch."""

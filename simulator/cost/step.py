@@ -19,13 +19,10 @@ from simulator.cost.launches import (
     decode_launch_s,
     eager_launch,
     launch_ahead_s,
-    launch_seqs_s,
+    launch_floor,
     prepare_s,
-    queue_launch_s,
-    queue_share,
 )
-from simulator.cost.operator import Operator
-from simulator.cost.operators import Step
+from simulator.cost.operators import Operator, Step
 from simulator.cost.roofline import Floats, Time
 from simulator.cost.table import StepCostTable
 from simulator.hardware.gpu import Gpu
@@ -120,7 +117,7 @@ def _mixed_gpu(step: Step, tokens: Floats) -> Floats:
     work, beside = _shared(step, step.token_operators, tokens)
     total = np.maximum(work, beside) + between_kernels_s(step, tokens)
     if not step.costs.launch_ahead:
-        total = np.maximum(total, eager_launch(step, tokens))
+        total = np.maximum(total, launch_floor(step, tokens))
     return np.where(tokens > 0, total, 0.0)
 
 
@@ -129,7 +126,7 @@ def _mixed_slack(step: Step, tokens: Floats) -> Floats:
     if step.costs.launch_ahead:
         return np.zeros(tokens.shape)
     total = np.maximum(*_shared(step, step.token_operators, tokens)) + between_kernels_s(step, tokens)
-    return np.where(tokens > 0, np.maximum(eager_launch(step, tokens) - total, 0.0), 0.0)
+    return np.where(tokens > 0, np.maximum(launch_floor(step, tokens) - total, 0.0), 0.0)
 
 
 def _rank_gpu(step: Step, tokens: Floats) -> Floats:
@@ -303,7 +300,7 @@ def _launch_lines(step: Step, tokens: float, gpu_s: float) -> list[OperatorCost]
     gaps_s = float(between_kernels_s(step, count)[0]) - fixed_s
     if gaps_s > 0:
         lines.append(OperatorCost("gaps between kernels", layers, gaps_s, "latency", 0.0, 0.0, place))
-    wait_s = float(eager_launch(step, count)[0]) - gpu_s - fixed_s - gaps_s
+    wait_s = float(launch_floor(step, count)[0]) - gpu_s - fixed_s - gaps_s
     if wait_s > 0 and not step.costs.launch_ahead:
         lines.append(OperatorCost("launching kernel by kernel", layers, wait_s, "host", 0.0, 0.0, place))
     return lines

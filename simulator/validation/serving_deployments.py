@@ -17,7 +17,16 @@ from simulator.validation.serving_points import Group, Point
 #: Images and days of TensorRT-LLM runs of DeepSeek-R1 with multi-token prediction (changelog entries 392, 632, 642);
 #: an empty day: every run of that image.
 MTP_RUNS = (("1.2.0rc6.post3", ""), ("1.1.0rc2.post2", "2026-01-14"))
-#: Prompts a step holds in Dynamo's context servers: TensorRT-LLM ``max_num_tokens``.
+#: Tokens and prompts that a step of Dynamo's context servers holds on each attention rank: TensorRT-LLM
+#: ``max_num_tokens`` and ``max_batch_size`` by GPU, weights and prompt (ishandhanani/srt-slurm, ``recipes/trtllm``);
+#: no limit of prompts where the recipe is not at hand.
+CONTEXT_STEPS = {
+    ("h100_sxm", "fp8", 8192): (8224, 1),
+    ("h200_sxm", "fp8", 1024): (8192, 8),
+    ("h200_sxm", "fp8", 8192): (16640, 2),
+    ("b200_sxm", "fp8", 1024): (16384, 16),
+    ("b200_sxm", "fp8", 8192): (8320, 1),
+}
 CONTEXT_TOKENS = {1024: 8192, 8192: 16640}
 #: GPUs of an engine of SGLang's low-latency recipes (ishandhanani/srt-slurm, ``recipes/gb200-*/*/low-latency``).
 LOW_LATENCY_GPUS = 4
@@ -41,6 +50,8 @@ def stated_or_published(point: Point) -> Point:
     """
     if point.backend == "sglang" and point.mode == "disagg":
         return replace(point, groups=_expert_parallel(point))
+    if _has_whole_expert_prefill(point):
+        return replace(point, groups=(_experts_not_apart(point.groups[0]), *point.groups[1:]))
     parallel = point.groups[0].parallel
     if point.version not in ("", "nan") or not is_deepseek_on_trtllm(point) or parallel.gpus > 8:
         return point
@@ -60,6 +71,23 @@ def stated_or_published(point: Point) -> Point:
         return point
     found = Parallel(1, 1, gpus, gpus) if apart else Parallel(gpus, 1, 1, gpus)
     return replace(point, groups=(Group("colocated", 1, found),))
+
+
+def _has_whole_expert_prefill(point: Point) -> bool:
+    """TensorRT-LLM's pools of DeepSeek-R1 fp8 on B200 with prompts of 8,192 tokens: every recipe of theirs has
+    ``moe_expert_parallel_size: 1`` in prefill (``recipes/trtllm/b200-fp8/8k1k``), which some rows list as 8."""
+    pools = (point.backend, point.mode, point.origin) == ("trtllm", "disagg", "inferencex")
+    return pools and (point.system, point.precision, point.input_tokens) == ("b200_sxm", "fp8", 8192)
+
+
+def _experts_not_apart(group: Group) -> Group:
+    return replace(group, parallel=replace(group.parallel, ep=1))
+
+
+def context_step(point: Point) -> tuple[int | None, int | None]:
+    """Tokens and prompts that a step of Dynamo's context servers holds on each attention rank, as far as is known."""
+    found = CONTEXT_STEPS.get((point.system, point.precision, point.input_tokens))
+    return found or (CONTEXT_TOKENS.get(point.input_tokens), None)
 
 
 def _expert_parallel(point: Point) -> tuple[Group, ...]:
@@ -102,6 +130,8 @@ def expert_backend(point: Point, role: str) -> str:
     apart = next(group.parallel.dp > 1 for group in point.groups if group.role == role)
     if point.precision == "fp4":
         return "CUTLASS" if apart else "TRTLLM"
+    if _has_whole_expert_prefill(point):
+        return "TRTLLM"
     old = point.mode == "agg" and point.version.startswith("1.1")
     return "DEEPGEMM" if apart or old else "TRTLLM"
 

@@ -15,9 +15,9 @@ from simulator.cluster.profiles import load_profile
 from simulator.cluster.settings import Value
 from simulator.models.precision import Precision
 from simulator.validation.serving_deployments import (
-    CONTEXT_TOKENS,
     FIRST_SCRIPT_TOKENS,
     ONE_PROMPT_TOKENS,
+    context_step,
     decode_slots,
     draft_tokens,
     expert_backend,
@@ -223,7 +223,7 @@ def _trtllm(point: Point, role: str) -> dict[str, Any]:
     ``stream_interval`` of the scripts (10, 20) is left out: the first token goes out at once, and means do not change.
     """
     found: dict[str, Any] = {"enable_block_reuse": False, "moe_backend": expert_backend(point, role)}
-    longest = _longest_prompt(point)
+    longest = point.input_tokens
     if point.origin != "inferencex":
         tokens = max(_generated_tokens(point, role), 1)
         if serves_one_prompt(point):
@@ -232,7 +232,9 @@ def _trtllm(point: Point, role: str) -> dict[str, Any]:
         return found | {"max_batch_size": trtllm_slots(point), "max_num_tokens": least}
     if point.mode == "disagg":
         if role == "prefill":
-            return found | {"max_num_tokens": CONTEXT_TOKENS.get(point.input_tokens, longest)}
+            most, prompts = context_step(point)
+            seats = {} if prompts is None else {"max_batch_size": prompts}
+            return found | {"max_num_tokens": most or longest} | seats
         slots = decode_slots(point)
         return found | ({} if slots is None else {"max_batch_size": slots})
     short = point.input_tokens == point.output_tokens == 1024
@@ -261,10 +263,6 @@ def _trtllm_deepseek(point: Point, longest: int, short: bool) -> dict[str, Any]:
         found |= {"attention_dp_enable_balance": True, "attention_dp_timeout_iters": 60}
     wait = short and not hopper and drafts == 0 and point.precision == "fp8" and point.concurrency >= 64
     return found | _batch_wait(wait and point.version.startswith("1.2"), 40, 0.8)
-
-
-def _longest_prompt(point: Point) -> int:
-    return int(1.2 * point.input_tokens) + 1 if point.origin == "inferencex" else point.input_tokens
 
 
 def _batch_wait(there: bool, steps: int, share: float) -> dict[str, Any]:

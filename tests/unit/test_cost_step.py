@@ -109,6 +109,42 @@ def test_the_gpu_idles_between_kernels_that_are_launched_one_by_one() -> None:
     )
 
 
+def test_a_power_limit_slows_kernels_not_launches() -> None:
+    step = step_of(("deepseek-v3", "b200_sxm", Precision("nvfp4", kv_cache="fp8"), Parallel(tp=8), "tensorrt-llm"))
+    slow = replace(step, costs=replace(step.costs, mixed_slower=0.5))
+    # 61 layers are launched in 0.13 s, whatever their kernels take meanwhile; attention over the cache comes after
+    few = [(64, 0)]
+    attention_s = float(step.attention.chunk_seconds(np.array([64.0]), np.array([0.0]))[0])
+    assert mixed_step_seconds(step, few) > eager_launch_s(step) > 0.1
+    most = eager_launch_s(step) + 1.5 * attention_s + 2e-3
+    assert mixed_step_seconds(slow, few) < most
+    many = [(8192, 0)] * 4
+    ratio = mixed_step_seconds(slow, many) / mixed_step_seconds(step, many)
+    assert ratio == pytest.approx(1.5 / (1.0 + step.costs.mixed_slower), rel=0.01)
+
+
+def test_few_tokens_take_the_kernels_made_for_them() -> None:
+    step = step_of(
+        ("deepseek-v3", "b200_sxm", Precision("nvfp4", attention_weights="bf16"), Parallel(tp=8), "tensorrt-llm")
+    )
+    plain = replace(step, costs=replace(step.costs, low_latency_tokens=0))
+
+    def seconds(of: Step, name: str, tokens: float) -> float:
+        found = next(op for op in of.decode_token_operators if op.name == name)
+        return float(found.total(np.array([tokens])).seconds[0])
+
+    for name, most in (("router", 0.7), ("q and kv compression", 0.9)):
+        assert seconds(step, name, 16) < most * seconds(plain, name, 16)
+        assert seconds(step, name, 17) == seconds(plain, name, 17)
+    read = step.model.layers * 2112 * 7168 * 2 / step.gpu.memory_bandwidth_bytes_per_s
+    assert seconds(step, "q and kv compression", 16) > read
+    assert seconds(step, "output projection", 16) == seconds(plain, "output projection", 16)
+    quantised = replace(step, precision=Precision("fp8_block"))
+    assert seconds(quantised, "q and kv compression", 16) == pytest.approx(
+        seconds(replace(plain, precision=Precision("fp8_block")), "q and kv compression", 16)
+    )
+
+
 def test_lone_decode_is_bound_by_reading_the_weights() -> None:
     step = step_of(CASES[0])
     weights = step.model.weight_bytes(step.precision, step.parallel) / step.gpu.memory_bandwidth_bytes_per_s

@@ -20,7 +20,7 @@ def profile_with(tmp_path, **costs: float) -> str:  # type: ignore[no-untyped-de
 
 
 def test_long_prompts_reach_their_engine_later_and_may_be_overtaken(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    profile = profile_with(tmp_path, frontend_prompt_token_s=PER_TOKEN_S, frontend_s=0.0)
+    profile = profile_with(tmp_path, frontend_prompt_token_s=PER_TOKEN_S, frontend_s=0.0, frontend_request_s=0.0)
     trace = Trace.from_columns([0.0, 0.5], [2000, 100], [4, 4])
     found = simulate(trace, "llama-3.1-8b/h100_sxm/1c", overrides=[f"engine.profile={profile}"]).run.record
     start = found.arrival_s + found.part_queue_s
@@ -30,9 +30,22 @@ def test_long_prompts_reach_their_engine_later_and_may_be_overtaken(tmp_path) ->
     assert found.first_token_s[1] < found.first_token_s[0]
 
 
+def test_short_prompts_wait_for_long_ones_that_one_process_tokenises(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    own = {"frontend_prompt_token_s": PER_TOKEN_S, "frontend_s": 0.0, "frontend_request_s": 0.25}
+    trace = Trace.from_columns([0.0, 0.5], [2000, 100], [4, 4])
+    overrides = [f"engine.profile={profile_with(tmp_path, **own)}"]
+    found = simulate(trace, "llama-3.1-8b/h100_sxm/1c", overrides=overrides).run.record
+    start = found.first_token_s - found.part_prefill_s
+    assert start[0] == pytest.approx(2.0, abs=0.02)
+    # the first has left 0.5 s of its 2.25 s behind when the second comes, whose own 0.1 s follow
+    assert start[1] == pytest.approx(0.5 + (2.25 - 0.5) + 0.1, abs=0.02)
+
+
 def test_requests_wait_for_one_process_that_tokens_keep_busy() -> None:
     sent = [0]
     desk = FrontDesk(0.1, 0.0, lambda: sent[0])
     assert [desk.leaves_s(0.0, 0.5) for _ in range(3)] == pytest.approx([0.5, 0.6, 0.7])
     assert desk.leaves_s(10.0, 0.0) == 10.0
+    assert desk.leaves_s(20.0, 1.5, 1.0) == 21.5  # nobody before it
+    assert desk.leaves_s(20.0, 0.5) == pytest.approx(20.5 + 0.1 + 1.0)
     assert FrontDesk(0.0, 0.0, lambda: 0).leaves_s(1.0, 0.25) == 1.25

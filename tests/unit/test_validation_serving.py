@@ -122,13 +122,14 @@ def test_missing_column_and_unreadable_file(tmp_path: Path) -> None:
         load_points(tmp_path / "absent.csv")
 
 
-def test_lengths_are_exact_or_drawn_around_nominal(tmp_path: Path) -> None:
+def test_lengths_are_exact_or_drawn_up_to_nominal(tmp_path: Path) -> None:
     exact = requests_of(point(tmp_path))
     assert len(exact) == 20 and set(exact.input_tokens) == {64} and set(exact.output_tokens) == {8}
     drawn = requests_of(point(tmp_path, origin="inferencex", isl=1000, osl=100, concurrency=100))
     assert len(drawn) == 1000
-    assert drawn.input_tokens.min() >= 800 and drawn.input_tokens.max() <= 1200
-    assert abs(drawn.input_tokens.mean() - 1000) < 20
+    assert (drawn.input_tokens.min(), drawn.input_tokens.max()) == (800, 1000)
+    assert (drawn.output_tokens.min(), drawn.output_tokens.max()) == (80, 100)
+    assert abs(drawn.input_tokens.mean() - 900) < 8
     assert np.array_equal(drawn.max_output_tokens, drawn.output_tokens)
 
 
@@ -184,7 +185,7 @@ def test_prompts_of_uncut_engines_fit_a_step(tmp_path: Path) -> None:
     found = recipe_of(
         point(tmp_path, **row, system="h200_sxm", isl=8192, osl=1024, tp_size=8, moe_tp_size=8), "colocated"
     )
-    assert int(found.settings["max_num_tokens"]) >= 1.2 * 8192
+    assert int(found.settings["max_num_tokens"]) == 8320  # clients, prompt and 64, up to a multiple of 64
 
 
 DEEPSEEK = {"backend": "trtllm", "origin": "inferencex", "model": "deepseek-ai/DeepSeek-V3", "system": "b200_sxm"}
@@ -257,6 +258,22 @@ def test_slots_of_generation_servers(tmp_path: Path) -> None:
         assert decode_slots(one) == slots
         assert recipe_of(one, "decode").settings["max_batch_size"] == slots
     assert decode_slots(point(tmp_path, **row, concurrency=6, isl=8192, osl=1024)) is None
+
+
+def test_context_servers_are_those_of_the_recipes(tmp_path: Path) -> None:
+    parts = {"num_workers": 1, "tp_size": 8, "pp_size": 1, "attention_dp_size": 8, "moe_tp_size": 1, "moe_ep_size": 8}
+    pools = {f"{role}_{key}": value for role in ("prefill", "decode") for key, value in parts.items()}
+    row = DEEPSEEK | pools | {"mode": "disagg", "concurrency": 128, "osl": 1024}
+    long_fp8 = point(tmp_path, **row, precision="fp8", isl=8192)
+    prefill, decode = stated_or_published(long_fp8).groups
+    assert prefill.parallel == Parallel(1, 1, 8, 1) and decode.parallel == Parallel(1, 1, 8, 8)
+    settings = recipe_of(long_fp8, "prefill").settings
+    assert (settings["max_num_tokens"], settings["max_batch_size"], settings["moe_backend"]) == (8320, 1, "TRTLLM")
+    short = point(tmp_path, **row, precision="fp8", isl=1024)
+    assert stated_or_published(short).groups == short.groups
+    assert recipe_of(short, "prefill").settings["moe_backend"] == "DEEPGEMM"
+    unknown = recipe_of(point(tmp_path, **row, precision="fp4", isl=8192), "prefill").settings
+    assert unknown["max_num_tokens"] == 16640 and "max_batch_size" not in unknown
 
 
 def sglang_pools(tmp_path: Path, ranks: tuple[int, int], system: str, precision: str, **more: object):  # type: ignore[no-untyped-def]
