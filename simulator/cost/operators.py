@@ -26,6 +26,8 @@ BF16 = 2.0
 PLAIN = ("bf16", "bf16")
 #: How the operators of shared experts are called, at the beginning.
 SHARED = "shared experts"
+#: Projections of MLA models, in bf16, that an engine may have kernels of its own for at few tokens.
+FEW_TOKENS = ("router", "q and kv compression")
 #: Bytes a logit is moved by sampling: written in bf16, widened to fp32, read for the maximum.
 SAMPLING_BYTES = 2.0 + 2.0 + 4.0 + 4.0
 
@@ -62,11 +64,8 @@ class Step:
 
     # -- building blocks -------------------------------------------------------------------------------------------
 
-    def gemm(
-        self, name: str, launches: float, n: int, k: int, formats: tuple[str, str], *, few: bool = False
-    ) -> Operator:
-        """A projection of the tokens of one rank to ``n`` from ``k``; ``formats``: stored, arithmetic. ``few``: the
-        engine has a kernel for few tokens, if it is stored in bf16."""
+    def gemm(self, name: str, launches: float, n: int, k: int, formats: tuple[str, str]) -> Operator:
+        """A projection of the tokens of one rank to ``n`` from ``k``; ``formats``: stored, arithmetic."""
         stored, arithmetic = formats
         kind, form = gemm_format(self.gpu, stored, arithmetic)
         kernel = self.kernels.find("gemm", gemm_kernels(self.costs, kind), *nearest_formats(kind))
@@ -74,7 +73,6 @@ class Step:
         fused = form.quantised and bool(self.costs.fused_quantisation) and kind != "fp8_block"
         # quantisation fused into the kernel before leaves the launch of a GEMM that needs none
         plain = self.kernels.find("gemm", self.costs.kernels, "bf16").parameters["t0_s"]
-        most = self.costs.low_latency_tokens
 
         def time(tokens: Floats) -> Time:
             m = self.local(tokens)
@@ -82,7 +80,7 @@ class Step:
             whole = kernel.apply(found, (float(n), float(k)), m)
             if fused:
                 whole = whole.scaled(1.0 - (found.fixed_s - plain) / found.seconds)
-            return whole.at_bandwidth(m <= most) if few and kind == "bf16" else whole
+            return whole
 
         origin = kernel.origin((float(n), float(k)))
         if form.weight_bytes < BF16 and kind == "bf16":
@@ -153,7 +151,7 @@ class Step:
         latent = mla.kv_rank + mla.rope_dim
         q_out = heads * (mla.nope_dim + mla.rope_dim)
         if mla.q_rank:
-            yield self.gemm("q and kv compression", layers, mla.q_rank + latent, m.hidden, formats, few=True)
+            yield self.gemm("q and kv compression", layers, mla.q_rank + latent, m.hidden, formats)
             yield self.stream("latent norms", 2 * layers, (mla.q_rank + latent) * BF16)
             yield self.gemm("q expansion", layers, (q_out, mla.q_rank), formats)
         else:
@@ -187,7 +185,7 @@ class Step:
     def _moe_operators(self) -> Iterator[Operator]:
         m, moe, layers = self.model, self.model.moe, self.model.moe_layers
         assert moe is not None
-        yield self.gemm("router", layers, moe.experts, m.hidden, PLAIN, few=m.mla is not None)
+        yield self.gemm("router", layers, moe.experts, m.hidden, PLAIN)
         yield self.stream("top-k of the router", layers, 2 * moe.experts * 4.0)
         if moe.shared_width:
             yield from self._mlp(SHARED, layers, moe.shared_width)
@@ -341,7 +339,17 @@ class Step:
         found += [*self._attention_operators(), *self._feed_forward_operators()]
         if self.parallel.pp > 1:
             found.append(self._stage_handover())
-        return tuple(op for op in found if op.launches)
+        return tuple(self._at_few_tokens(op) for op in found if op.launches)
+
+    def _at_few_tokens(self, found: Operator) -> Operator:
+        """An operator as it is, or at the bandwidth of memory for few tokens, if the engine has a kernel for them."""
+        formats = (self.precision.attention_weight_format, self.precision.attention_gemm_arithmetic)
+        most = self.costs.low_latency_tokens
+        if not most or self.model.mla is None or found.name not in FEW_TOKENS:
+            return found
+        if found.name != FEW_TOKENS[0] and gemm_format(self.gpu, *formats)[0] != "bf16":
+            return found
+        return replace(found, time=lambda tokens: found.time(tokens).at_bandwidth(self.local(tokens) <= most))
 
     @cached_property
     def decode_token_operators(self) -> tuple[Operator, ...]:
