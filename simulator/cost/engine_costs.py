@@ -133,11 +133,9 @@ class EngineCosts:
     one): behind a norm, behind an all-reduce that the norm is part of, behind attention, behind the activation.
     ``fused_norm_all_reduce``: the norm after an all-reduce is part of it, for messages of ``fused_norm_bytes`` at most
     (twice that between two GPUs; 0: of any size). ``rope_in_attention``: rotary embedding and KV write are part of the
-    attention kernel, and in its table rows. ``low_latency_tokens``: up to so many tokens the router and the compression
-    of MLA, stored in bf16, run on kernels that read weights as fast as memory gives them. ``all_reduce``: whose
-    all-reduce it runs (rows of the collective tables). ``expert_all_to_all``: all_gather, deepep. ``routing``: balanced
-    or skewed (power law 1.2), rows of the expert tables, or by_groups: skewed for models whose router chooses among
-    groups of experts.
+    attention kernel, and in its table rows. ``all_reduce``: whose all-reduce it runs (rows of the collective
+    tables). ``expert_all_to_all``: all_gather, deepep. ``routing``: balanced or skewed (power
+    law 1.2), rows of the expert tables, or by_groups: skewed for models whose router chooses among groups of experts.
     ``decode_routing``: identical where all decoding sequences choose the same experts, as they do when random weights
     make them repeat one token. ``shared_experts``: beside where a decode step computes them next to the routed ones
     (a second stream, or one more expert of the same kernel), which leaves only their bytes to be read. ``experts``:
@@ -146,7 +144,9 @@ class EngineCosts:
     for each token, for sorting and copying tokens by expert beside what those rows hold. ``expert_widening``: how fast
     its experts widen their weights, over Marlin's kernels. ``cold_prompt_s``, ``cold_past_s``: what launching takes
     longer where kernels are fetched or compiled when first used: in an engine's first step with prompts, and in its
-    first that goes on with a prompt computed in part (SGLang's policy alone looks at them).
+    first that goes on with a prompt computed in part (SGLang's policy alone looks at them). ``low_latency_tokens``: up
+    to so many tokens the router and the compression of MLA, stored in bf16, run on kernels that read weights as fast as
+    memory gives them.
     """
 
     name: str
