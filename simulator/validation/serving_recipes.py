@@ -56,7 +56,8 @@ WIDE_EXPERTS = "sglang-deepep-0.5"
 #: TensorRT-LLM whose steps with prompts run as piecewise CUDA graphs.
 PIECEWISE = "tensorrt-llm-piecewise"
 #: Multi-token prediction of DeepSeek-R1 on the benchmark's text. Acceptance: fit to TPOT of its runs with three drafts
-#: and with one (the one layer, trained for the next token, drafts the further ones as well); a draft takes one layer of 61 and the head.
+#: and with one (the one layer, trained for the next token, drafts the further ones as well); a draft takes one layer of
+#: 61 and the head.
 MTP = {"speculative_acceptance": 0.62, "speculative_acceptance_decay": 0.5, "speculative_draft_cost": 0.035}
 
 
