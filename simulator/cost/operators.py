@@ -13,6 +13,7 @@ from simulator.cost.attention import Attention
 from simulator.cost.deepep import WAYS, ExpertExchange
 from simulator.cost.engine_costs import EngineCosts
 from simulator.cost.experts import aligned_rows, fixed_time, grouped_experts_time
+from simulator.cost.few_tokens import at_few_tokens
 from simulator.cost.fusion import fused_norm_bytes, gemm_kernels, quantised_before
 from simulator.cost.kernels import Kernel, Kernels, gemm_format, kernels_of, nearest_formats
 from simulator.cost.operator import Operator
@@ -26,8 +27,6 @@ BF16 = 2.0
 PLAIN = ("bf16", "bf16")
 #: How the operators of shared experts are called, at the beginning.
 SHARED = "shared experts"
-#: Projections of MLA models, in bf16, that an engine may have kernels of its own for at few tokens.
-FEW_TOKENS = ("router", "q and kv compression")
 #: Bytes a logit is moved by sampling: written in bf16, widened to fp32, read for the maximum.
 SAMPLING_BYTES = 2.0 + 2.0 + 4.0 + 4.0
 
@@ -339,17 +338,7 @@ class Step:
         found += [*self._attention_operators(), *self._feed_forward_operators()]
         if self.parallel.pp > 1:
             found.append(self._stage_handover())
-        return tuple(self._at_few_tokens(op) for op in found if op.launches)
-
-    def _at_few_tokens(self, found: Operator) -> Operator:
-        """An operator as it is, or at the bandwidth of memory for few tokens, if the engine has a kernel for them."""
-        formats = (self.precision.attention_weight_format, self.precision.attention_gemm_arithmetic)
-        most = self.costs.low_latency_tokens
-        if not most or self.model.mla is None or found.name not in FEW_TOKENS:
-            return found
-        if found.name != FEW_TOKENS[0] and gemm_format(self.gpu, *formats)[0] != "bf16":
-            return found
-        return replace(found, time=lambda tokens: found.time(tokens).at_bandwidth(self.local(tokens) <= most))
+        return tuple(at_few_tokens(self, op) for op in found if op.launches)
 
     @cached_property
     def decode_token_operators(self) -> tuple[Operator, ...]:
