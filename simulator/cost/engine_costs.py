@@ -132,21 +132,31 @@ class EngineCosts:
     activations are quantised inside the kernel before, not by a pass of their own (but for fp8_block, which always has
     one): behind a norm, behind an all-reduce that the norm is part of, behind attention, behind the activation.
     ``fused_norm_all_reduce``: the norm after an all-reduce is part of it, for messages of ``fused_norm_bytes`` at most
-    (twice that between two GPUs; 0: of any size). ``rope_in_attention``: rotary embedding and KV write are part of the
-    attention kernel, and in its table rows. ``all_reduce``: whose all-reduce it runs (rows of the collective
-    tables). ``expert_all_to_all``: all_gather, deepep. ``routing``: balanced or skewed (power
-    law 1.2), rows of the expert tables, or by_groups: skewed for models whose router chooses among groups of experts.
-    ``decode_routing``: identical where all decoding sequences choose the same experts, as they do when random weights
-    make them repeat one token. ``shared_experts``: beside where a decode step computes them next to the routed ones
-    (a second stream, or one more expert of the same kernel), which leaves only their bytes to be read. ``experts``:
-    how routed experts are spread over many GPUs. ``expert_kernels``: whose rows of the expert tables it runs, where
-    they are not those of ``kernels``; ``expert_routing_s``, ``expert_token_s``: GPU seconds of a layer, and of a layer
-    for each token, for sorting and copying tokens by expert beside what those rows hold. ``expert_widening``: how fast
-    its experts widen their weights, over Marlin's kernels. ``cold_prompt_s``, ``cold_past_s``: what launching takes
-    longer where kernels are fetched or compiled when first used: in an engine's first step with prompts, and in its
-    first that goes on with a prompt computed in part (SGLang's policy alone looks at them). ``low_latency_tokens``: up
-    to so many tokens the router and the compression of MLA, stored in bf16, run on kernels that read weights as fast as
-    memory gives them.
+    (by ranks: of the largest number that is not above the engine's; none stated: of any size), and these run
+    ``fused_all_reduce`` (the engine's own where that is empty). ``gemm_kernels``: by format, whose GEMMs it runs where
+    they are not those of ``kernels``; ``widened_experts``: the kernel of experts whose weights are widened, where it
+    is not that of ``kernels`` in bf16; ``expert_block_rows``: experts in fp8_block run DeepGEMM over a layout that is
+    sized for the worst case, in which each expert's rows are followed by padding of up to one less than so many (0:
+    kernels of the tables). ``rope_in_attention``: rotary embedding and KV write are part of the attention kernel, and
+    in its table rows. ``all_reduce``: whose all-reduce it runs (rows of the collective tables). ``expert_all_to_all``:
+    all_gather, deepep. ``prompt_exchange``: all_reduce where a step with prompts brings the tokens of all
+    data-parallel ranks together, and what experts made of them back, by all-reduces. ``routing``: balanced or skewed
+    (power law 1.2), rows of the expert tables, or by_groups: skewed for models whose router chooses among groups of
+    experts. ``decode_routing``: identical where all decoding sequences choose the same experts, as they do when random
+    weights make them repeat one token. ``shared_experts``: beside where a decode step computes them next to the routed
+    ones (a second stream, or one more expert of the same kernel), which leaves only their bytes to be read.
+    ``experts``: how routed experts are spread over many GPUs. ``expert_kernels``: whose rows of the expert tables it
+    runs, where they are not those of ``kernels``; ``expert_routing_s``, ``expert_token_s``: GPU seconds of a layer,
+    and of a layer for each token, for sorting and copying tokens by expert beside what those rows hold.
+    ``expert_widening``: how fast its experts widen their weights, over Marlin's kernels. ``cold_prompt_s``,
+    ``cold_past_s``: what launching takes longer where kernels are fetched or compiled when first used: in an engine's
+    first step with prompts, and in its first that goes on with a prompt computed in part (SGLang's policy alone looks
+    at them). ``power_limit``: steps keep to the GPU's power limit (``simulator.cost.power``; the kernels of the tables
+    then stand for full clocks), and ``past_attention`` is how fast prefill attention is over earlier tokens at full
+    clocks, over its speed on a chunk's own (0: as the tables' profile says). ``sampling_logit_s``: GPU seconds of
+    choosing a token, for each logit, beside reading them.
+    ``low_latency_tokens``: up to so many tokens the router and the compression of MLA, stored in bf16, run on kernels
+    that read weights as fast as memory gives them.
     """
 
     name: str

@@ -63,9 +63,12 @@ class Step:
 
     # -- building blocks -------------------------------------------------------------------------------------------
 
-    def gemm(self, name: str, launches: float, n: int, k: int, formats: tuple[str, str]) -> Operator:
-        """A projection of the tokens of one rank to ``n`` from ``k``; ``formats``: stored, arithmetic."""
-        stored, arithmetic = formats
+    def gemm(
+        self, name: str, launches: float, shape: tuple[int, int], formats: tuple[str, str], behind: str = "norm"
+    ) -> Operator:
+        """A projection of the tokens of one rank; ``shape``: to n numbers from k; ``formats``: stored, arithmetic;
+        ``behind``: the kernel before it (norm, attention, activation), which may quantise."""
+        (n, k), (stored, arithmetic) = shape, formats
         kind, form = gemm_format(self.gpu, stored, arithmetic)
         kernel = self.kernels.find("gemm", gemm_kernels(self.costs, kind), *nearest_formats(kind))
         # scales of a whole tensor or of 16 numbers can be had on the way; those of 128 need a pass of their own
@@ -78,7 +81,9 @@ class Step:
             found = gemm_time(self.gpu, kernel.parameters, form, m, (n, k))
             whole = kernel.apply(found, (float(n), float(k)), m)
             if fused:
-                whole = whole.scaled(1.0 - (found.fixed_s - plain) / found.seconds)
+                message = collectives.message_bytes(m, self.model.hidden)
+                before = quantised_before(self.costs, behind, self.parallel.tp, message)
+                whole = whole.scaled(1.0 - before * (found.fixed_s - plain) / found.seconds)
             return whole
 
         origin = kernel.origin((float(n), float(k)))
@@ -150,7 +155,7 @@ class Step:
         latent = mla.kv_rank + mla.rope_dim
         q_out = heads * (mla.nope_dim + mla.rope_dim)
         if mla.q_rank:
-            yield self.gemm("q and kv compression", layers, mla.q_rank + latent, m.hidden, formats)
+            yield self.gemm("q and kv compression", layers, (mla.q_rank + latent, m.hidden), formats)
             yield self.stream("latent norms", 2 * layers, (mla.q_rank + latent) * BF16)
             yield self.gemm("q expansion", layers, (q_out, mla.q_rank), formats)
         else:
@@ -184,7 +189,7 @@ class Step:
     def _moe_operators(self) -> Iterator[Operator]:
         m, moe, layers = self.model, self.model.moe, self.model.moe_layers
         assert moe is not None
-        yield self.gemm("router", layers, moe.experts, m.hidden, PLAIN)
+        yield self.gemm("router", layers, (moe.experts, m.hidden), PLAIN)
         yield self.stream("top-k of the router", layers, 2 * moe.experts * 4.0)
         if moe.shared_width:
             yield from self._mlp(SHARED, layers, moe.shared_width)

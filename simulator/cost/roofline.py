@@ -53,6 +53,10 @@ class Time:
         least = np.minimum((self.fixed_s + self.memory_s) / self.seconds, 1.0)
         return self.scaled(np.where(where, least, 1.0))
 
+    def longer(self, seconds: Floats) -> Time:
+        """The same work, with so many seconds of computation more."""
+        return replace(self, seconds=self.seconds + seconds, compute_s=self.compute_s + seconds)
+
     def without_fixed(self) -> Time:
         """The part that grows with the work: for kernels that serve several chunks in one launch."""
         return replace(self, seconds=np.maximum(self.seconds - self.fixed_s, 0.0), fixed_s=self.fixed_s * 0)

@@ -20,9 +20,13 @@ from simulator.cost.launches import (
     eager_launch,
     launch_ahead_s,
     launch_floor,
+    launch_seqs_s,
     prepare_s,
+    queue_launch_s,
+    queue_share,
 )
-from simulator.cost.operators import Operator, Step
+from simulator.cost.operator import Operator
+from simulator.cost.operators import Step
 from simulator.cost.roofline import Floats, Time
 from simulator.cost.table import StepCostTable
 from simulator.hardware.gpu import Gpu
