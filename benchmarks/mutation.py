@@ -34,7 +34,7 @@ ROOMS: dict[str, list[str]] = {
     "kv": ["tests/unit/test_kv_*.py", "tests/oracle/test_kv_unshared.py", "tests/laws/test_cache_laws.py"],
     "engine": [
         "tests/unit/test_engine_*.py",
-        "tests/oracle/test_engine_tight.py",
+        "tests/oracle/test_engine_tight*.py",
         "tests/oracle/test_engine_trt.py",
         "tests/oracle/test_engine_distserve.py",
         "tests/oracle/test_engine_splitwise.py",
@@ -157,7 +157,10 @@ def try_room(room: str, given: argparse.Namespace) -> None:
     recorded = Path(given.work) / f"{room}.recorded.json"
     common = {"room": room, "tests": tests_of(room), "recorded": str(recorded)}
     if not recorded.exists():
-        serve({"do": "record", **common})
+        partly = Path(f"{recorded}.partly")
+        serve({"do": "record", **common, "recorded": str(partly)})
+        serve({"do": "clock", **common, "recorded": str(partly)})
+        partly.rename(recorded)
     record = json.loads(recorded.read_text())
     print(f"{room}: {found:,} mutants, {len(chosen)} of them tried; {record['told']}", flush=True)
     if given.missing:
