@@ -7,18 +7,16 @@ from dataclasses import fields, replace
 from simulator.compiled import compiled
 from simulator.cost.table import StepCostTable
 
-#: What of a step cost is not a number of seconds.
-_NOT_SECONDS = (
-    *("affine", "launch_jitter", "context_knots", "chunk_new_knots", "chunk_past_knots", "ranks"),
-    "launch_most_seqs",
-    *("power_window_s", "power_idle", "power_exponent", "attention_drive"),
-)
+#: What of a step cost is not a number of seconds: shares, counts, and what stalls are drawn from.
+_NOT_SECONDS = ("affine", "launch_jitter", "launch_seed", "mixed_slower", "ranks", "stall_rate_hz")
+_NOT_SECONDS += ("context_knots", "chunk_new_knots", "chunk_past_knots")
 
 
 def slowed(cost: StepCostTable, factor: float) -> StepCostTable:
-    """The same steps, each taking ``factor`` times as long."""
+    """The same steps, each taking ``factor`` times as long; stalls are as many, and longer, in launches so much longer."""
     seconds = [field.name for field in fields(cost) if field.name not in _NOT_SECONDS]
-    return replace(cost, **{name: getattr(cost, name) * factor for name in seconds})
+    slower = {name: getattr(cost, name) * factor for name in seconds}
+    return replace(cost, **slower, stall_rate_hz=cost.stall_rate_hz / factor)
 
 
 @compiled
