@@ -10,7 +10,8 @@ import numpy as np
 from simulator.compiled import compiled
 from simulator.engine.blocks import blocks_for, close_table, free_blocks
 from simulator.engine.columns import RING
-from simulator.engine.queues import leave_running, leave_waiting, without
+from simulator.engine.queues import leave_running, leave_waiting
+from simulator.engine.rules import DISTSERVE
 from simulator.engine.state import (
     DECODE,
     DECODING,
@@ -69,7 +70,7 @@ def leave_queue(e, s):  # type: ignore[no-untyped-def]
     while e.waiting[(e.waiting_head + position) % e.waiting.size] != s:
         position += 1
     leave_waiting(e, position)
-    counted = True
+    counted = e.part[s] != DECODE or e.rules.policy != DISTSERVE  # what DistServe has swapped out keeps its KV
     if e.remote[s] == 1:
         e.unread -= 1
         counted = e.part[s] != DECODE

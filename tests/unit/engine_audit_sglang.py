@@ -12,6 +12,7 @@ from simulator.engine.sglang.columns import RING
 from simulator.engine.sglang.state import (
     CHUNKED,
     DONE,
+    DROPPED,
     FREE,
     HELD,
     PREFILLED_LAST,
@@ -65,7 +66,7 @@ def audit_lists(e: SimpleNamespace, live: list[int]) -> None:
     assert of(e, live, CHUNKED) == ([e.chunked] if e.chunked >= 0 else [])
     if e.role != PREFILL:
         assert sorted(first(e.last, e.last_count)) == of(e, live, PREFILLED_LAST)
-    assert set(first(e.fresh, e.fresh_count)) <= set(running)
+    assert set(first(e.fresh, e.fresh_count)) <= {*running, *of(e, live, DROPPED)}
     if e.role == DECODE:
         assert sorted(first(e.holding, e.holding_count)) == of(e, live, REMOTE)
     else:

@@ -1,0 +1,75 @@
+"""Engines in hundreds of small plays drawn at random: books, sums, times and what is left in the end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from engine_chance import ROLES, chance
+from engine_play import Play, Seen
+from test_engine_audit import Audited
+from test_engine_costs import LINEAR, steps_of
+from test_engine_sums import assert_same
+
+SEEDS = {"vllm-v1": 24, "tensorrt-llm": 24, "sglang": 24}
+
+
+@pytest.mark.parametrize(
+    ("policy", "role", "seed"), [(*pair, seed) for pair in ROLES for seed in range(SEEDS.get(pair[0], 12))]
+)
+def test_whatever_comes_the_books_add_up_and_all_is_given_back(policy: str, role: str, seed: int) -> None:
+    play = chance(policy, role, seed)
+    audited = Audited(replace(play, told=True, macro=False))
+    ahead, steps = Seen(play), Seen(replace(play, macro=False, logging=True))
+    assert_same(ahead, steps)
+    for seen in (audited, ahead, steps):
+        nothing_left(seen)
+    if not play.withdrawn and not play.abandoned:
+        assert_same(ahead, audited)
+        all_made(ahead)
+
+
+def nothing_left(seen: Seen) -> None:
+    load, totals = seen.engine.load(), seen.engine.totals()
+    assert (load.running, load.waiting, load.holding, load.pending_prompt_tokens) == (0, 0, 0, 0)
+    assert load.free_blocks == load.blocks == seen.play.blocks
+    assert seen.engine.progress() == {}
+    assert 0 < totals.peak_blocks <= load.blocks or not totals.batches
+    stay = set(range(len(seen.makes))) - seen.gone - set(seen.play.abandoned)
+    if seen.play.role != "prefill":
+        assert np.isfinite(seen.desk.last_token_s[sorted(stay)]).all()
+        assert np.isnan(seen.desk.last_token_s[sorted(seen.gone)]).all()
+
+
+def all_made(seen: Seen) -> None:
+    """Every request has its tokens: gaps are one fewer, and in all as long as from the first token to the last."""
+    desk, totals = seen.desk, seen.engine.totals()
+    assert totals.preemptions == desk.preemptions.sum()
+    if seen.play.role == "prefill":
+        return
+    assert seen.engine.series()[4].sum() == (seen.makes - 1).sum()
+    assert totals.gap_sum_s == pytest.approx((desk.last_token_s - desk.first_token_s).sum())
+
+
+def plain(play: Play) -> bool:
+    """Whether the log alone tells what is in a step."""
+    settings = play.settings
+    cached = settings.get("prefix_caching") or settings.get("enable_block_reuse")
+    cached = cached or settings.get("disable_radix_cache") is False
+    return not (cached or "num_speculative_tokens" in settings or play.withdrawn or play.abandoned)
+
+
+PLAIN = [(*pair, seed) for pair in ROLES for seed in range(40) if plain(chance(*pair, seed))]
+
+
+@pytest.mark.parametrize(("policy", "role", "seed"), PLAIN)
+def test_whatever_comes_steps_take_what_their_entries_cost(policy: str, role: str, seed: int) -> None:
+    play = chance(policy, role, seed)
+    seen = Seen(replace(play, cost=LINEAR, macro=False, logging=True))
+    paused = sum(tokens < 0 for _, _, entries in seen.batches() for _, tokens in entries)
+    if seen.engine.totals().preemptions > (0 if policy == "sglang" else paused):
+        return  # some pauses left nothing to be planned, and stand in no step
+    found = [end - start for start, end, _ in seen.batches()]
+    wanted = [step.seconds(LINEAR, policy == "sglang") for step in steps_of(seen)]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
