@@ -8,6 +8,7 @@ import engine_audit
 import engine_audit_sglang
 import numpy as np
 import pytest
+from engine_books import look
 from engine_play import Play, Seen
 from test_engine_sums import EVERY, FIRST_STAGE, drawn, named
 
@@ -15,8 +16,24 @@ from test_engine_sums import EVERY, FIRST_STAGE, drawn, named
 class Audited(Seen):
     """Lives from one end of a step to the next, and looks at the books after each thing that happens."""
 
+    def __init__(self, play: Play) -> None:
+        self.steps, self.most = 0, 0
+        super().__init__(play)
+        assert self.engine.totals().peak_blocks >= self.most
+        if not self.desk.preemptions.any() and not play.withdrawn:
+            assert self.engine.totals().peak_blocks == self.most
+
     def look(self) -> None:
         (engine_audit_sglang if self.play.policy == "sglang" else engine_audit).audit(self.engine.state)
+        load, steps = self.engine.load(), self.engine.totals().batches
+        self.most = max(self.most, load.blocks - load.free_blocks)
+        if steps > self.steps:  # nothing has been planned since that step's end, where a point of the series is due
+            moments, running, waiting, blocks, _ = self.engine.series()
+            computed_in_part = int(self.play.policy == "sglang" and look(self.engine.state, "chunked") >= 0)
+            assert running[-1] == load.running - computed_in_part
+            assert (waiting[-1], blocks[-1]) == (load.waiting, load.blocks - load.free_blocks)
+            assert self.play.policy == "sglang" or moments[-1] == look(self.engine.state, "previous_end_s")
+        self.steps = steps
 
     def hear(self, now: float) -> None:
         super().hear(now)
