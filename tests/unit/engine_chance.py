@@ -26,7 +26,7 @@ def chance(policy: str, role: str, seed: int) -> Play:
     largest = max(prompt + output for _, prompt, output in arrivals)
     size = rng.choice([2, 4, 8, 16])
     settings, extra = DRAWN[policy](rng, role, size, count)
-    spare = rng.choice([0, 1, 2, 5, 5, 20, 200]) + (1 if policy == "sglang" else 0)
+    spare = rng.choice([0, 1, 2, 5, 5, 20, 200]) + (2 if policy == "sglang" else 0)
     blocks = -(-largest // size) + 1 + spare
     if policy == "tensorrt-llm" and "num_speculative_tokens" in settings:
         blocks += 2

@@ -46,8 +46,10 @@ def all_made(seen: Seen) -> None:
     """Every request has its tokens: gaps are one fewer, and in all as long as from the first token to the last."""
     desk, totals = seen.desk, seen.engine.totals()
     assert totals.preemptions == desk.preemptions.sum()
-    if seen.play.role == "prefill" or (seen.play.settings.get("stream_interval", 1) > 1 and totals.preemptions):
-        return  # gaps of groups that a pause has cut are those of single tokens
+    if seen.play.role == "prefill":
+        return
+    if seen.play.settings.get("stream_interval", 1) > 1 and (totals.preemptions or seen.play.role == "decode"):
+        return  # where a group is cut by a pause or a handover, its first gap is that of single tokens
     assert seen.engine.series()[4].sum() == (seen.makes - 1).sum()
     assert totals.gap_sum_s == pytest.approx((desk.last_token_s - desk.first_token_s).sum())
 
