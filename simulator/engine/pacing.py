@@ -13,7 +13,7 @@ _NOT_SECONDS += ("context_knots", "chunk_new_knots", "chunk_past_knots")
 
 
 def slowed(cost: StepCostTable, factor: float) -> StepCostTable:
-    """The same steps, each taking ``factor`` times as long; stalls are as many, and longer, in launches so much longer."""
+    """The same steps, each taking ``factor`` times as long; a launch meets as many stalls, and longer ones."""
     seconds = [field.name for field in fields(cost) if field.name not in _NOT_SECONDS]
     slower = {name: getattr(cost, name) * factor for name in seconds}
     return replace(cost, **slower, stall_rate_hz=cost.stall_rate_hz / factor)
