@@ -9,7 +9,7 @@ import pytest
 from engine_chance import ROLES, chance
 from engine_play import Play, Seen
 from test_engine_audit import Audited
-from test_engine_costs import LINEAR, steps_of
+from test_engine_costs import LINEAR, told
 from test_engine_sums import assert_same
 
 SEEDS = {"vllm-v1": 24, "tensorrt-llm": 24, "sglang": 24}
@@ -73,5 +73,23 @@ def test_whatever_comes_steps_take_what_their_entries_cost(policy: str, role: st
     if seen.engine.totals().preemptions > (0 if policy == "sglang" else paused):
         return  # some pauses left nothing to be planned, and stand in no step
     found = [end - start for start, end, _ in seen.batches()]
-    wanted = [step.seconds(LINEAR, policy == "sglang") for step in steps_of(seen)]
+    steps, times = told(seen)
+    wanted = [step.seconds(LINEAR, policy == "sglang") for step in steps]
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
+    if role != "prefill" and play.settings.get("stream_interval", 1) == 1:
+        assert_tokens(seen, times)
+
+
+def assert_tokens(seen: Seen, times: list[list[float]]) -> None:
+    """Tokens come with the ends of the steps that make them; one that came with the KV before them."""
+    brought = seen.play.role == "decode" and seen.engine.passes_first_token
+    for row, made in enumerate(times):
+        first = seen.desk.first_token_s[row]
+        tokens = ([first] if brought else []) + made[: int(seen.makes[row]) - brought]
+        assert len(tokens) == seen.makes[row]
+        assert (tokens[0], tokens[-1]) == (first, seen.desk.last_token_s[row])
+        assert seen.desk.token_sum_s[row] == pytest.approx(sum(tokens))
+        for at, _, progress, _ in seen.probed:
+            if row in progress and (at >= first or not brought):
+                on_its_way = seen.play.settings.get("overlap") and progress[row] == seen.makes[row] - 1
+                assert progress[row] == sum(t <= at for t in tokens) or on_its_way

@@ -60,13 +60,19 @@ class Step:
 
 def steps_of(seen: Seen) -> list[Step]:
     """The contents of each step, told from the log alone: nothing is cached, a paused request starts over."""
+    return told(seen)[0]
+
+
+def told(seen: Seen) -> tuple[list[Step], list[list[float]]]:
+    """The contents of each step, and the ends of those in which each request's tokens were made here."""
     play, steps = seen.play, []
+    times: list[list[float]] = [[] for _ in play.arrivals]
     prompts = [prompt for _, prompt, _ in play.arrivals]
     there = play.role == "decode"
     known = [prompt + (1 if there and seen.engine.passes_first_token else 0) for prompt in prompts]
     computed = [n - 1 if there else 0 for n in known]
     starts = [not there or play.policy != "sglang"] * len(known)  # its decode engine has no steps with prompts
-    for _, _, entries in seen.batches():
+    for _, end, entries in seen.batches():
         step = Step()
         for row, tokens in entries:
             if tokens < 0:
@@ -81,8 +87,9 @@ def steps_of(seen: Seen) -> list[Step]:
             if computed[row] == known[row]:
                 step.finished += starts[row]
                 known[row], starts[row] = known[row] + 1, False
+                times[row].append(end)
         steps.append(step)
-    return steps
+    return steps, times
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
