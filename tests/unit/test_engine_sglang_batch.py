@@ -10,7 +10,7 @@ from engine_books import look, put
 from engine_play import BASE
 from test_engine_corners import content_of
 from test_engine_policies import batches
-from test_engine_sglang import RETRACTED, WAITING, Request, numbers, sglang
+from test_engine_sglang_prefill import RETRACTED, WAITING, Request, numbers, sglang
 
 from simulator.cost.table import affine_cost
 from simulator.engine.engine import Engine, EngineSpec
