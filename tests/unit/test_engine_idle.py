@@ -15,7 +15,7 @@ from simulator.engine import rules
 from simulator.engine import state as shared
 from simulator.engine.blocks import close_table, key_of, open_table
 from simulator.engine.columns import GAP_BINS, MAX_SAMPLES, NUMBERS, RING, SLOT_FLOATS, SLOT_INTS
-from simulator.engine.engine import Engine, EngineSpec
+from simulator.engine.engine import Engine, EngineSpec, Load
 from simulator.engine.sglang import columns as sglang_columns
 from simulator.engine.sglang import state as sglang
 from simulator.engine.state import DeskColumns
@@ -72,6 +72,30 @@ def test_an_idle_sglang_engine_has_nothing_anywhere() -> None:
     assert {values.size for values in rings.values()} == {sglang_columns.RING}
     assert look(e, "phase_count").tolist() == [0] * 4
     assert (look(e, "sample_s").size, look(e, "gap_counts").size) == (MAX_SAMPLES, GAP_BINS)
+
+
+@pytest.mark.parametrize(
+    ("policy", "role", "passes", "lets_go"),
+    [
+        ("vllm-v1", "decode", False, True),
+        ("vllm-v0", "colocated", False, True),
+        ("tensorrt-llm", "decode", True, True),
+        ("distserve", "decode", True, True),
+        ("splitwise", "decode", True, True),
+    ],
+)
+def test_what_the_cluster_knows_of_an_engine(policy: str, role: str, passes: bool, lets_go: bool) -> None:
+    spec = EngineSpec(policy, role, BASE[policy] | {"enable_chunked_prefill": False}, 40, affine_cost(1.0))
+    made = Engine(spec, content_of([16], [[]]), DeskColumns(1).record)
+    assert (made.wake_s, made.seen_s, made.block_size) == (float("inf"), -1.0, 16)
+    assert (made.passes_first_token, made.lets_go) == (passes, lets_go)
+    assert made.advance(3.0) is None and (made.seen_s, made.wake_s) == (3.0, NEVER)
+    assert tuple(made.load()) == (0, 0, 0, 40, 40, 0) and made.load().requests == 0
+    assert tuple(made.totals()) == (0,) * 10
+    assert Load(1, 20, 300, 0, 0, 0).requests == 321
+    assert [len(column) for column in made.series()] == [0, 0, 0, 0, GAP_BINS]
+    assert [len(column) for column in made.step_log()] == [0] * 5
+    assert [len(column) for column in made.take_news()] == [0] * 6
 
 
 def test_block_tables_are_there_with_a_prefix_cache_only() -> None:
