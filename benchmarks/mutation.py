@@ -35,14 +35,10 @@ ROOMS: dict[str, list[str]] = {
     "engine": [
         "tests/unit/test_engine_*.py",
         "tests/oracle/test_engine_tight*.py",
-        "tests/oracle/test_engine_trt.py",
-        "tests/oracle/test_engine_distserve.py",
-        "tests/oracle/test_engine_splitwise.py",
-        "tests/laws/test_handover_laws.py",
         "tests/laws/test_launch_laws.py",
-        "tests/laws/test_cache_laws.py",
         "tests/unit/test_routers.py",
-        "tests/oracle/test_*.py",
+        "tests/oracle/test_kv_unshared.py",
+        "tests/oracle/test_table_seconds.py",
     ],
 }
 
