@@ -38,7 +38,6 @@ ROOMS: dict[str, list[str]] = {
         "tests/laws/test_launch_laws.py",
         "tests/unit/test_routers.py",
         "tests/oracle/test_kv_unshared.py",
-        "tests/oracle/test_table_seconds.py",
     ],
 }
 
