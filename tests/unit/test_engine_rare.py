@@ -1,0 +1,212 @@
+"""What happens once in thousands of steps, set up by hand: blocks that may not be freed yet, requests passed over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_books import look, put
+from test_engine_idle import idle
+from test_engine_settings import made
+
+from simulator.engine import completion, priorities, speculative_plans, splitwise, tensorrt_llm, tracking, vllm
+from simulator.engine.rules import RuleSet, rules_record
+from simulator.engine.state import (
+    COLOCATED,
+    DECODING,
+    LEAVING,
+    PREFILLING,
+    SPECULATING,
+    WAITING,
+    new_slot,
+)
+
+NOTHING = (0, 0, 0, 0, 0, 0.0, 0)
+
+
+def running(states: list[int], *, prompt: int = 40, free: int = 0, **given: Any) -> Any:
+    """An engine in which requests of these states run, in order; batch 20 is planned, 19 in flight."""
+    e = made("vllm-v1", **given) if "role" in given else idle("vllm-v1", **given)
+    for row, status in enumerate(states):
+        s = new_slot(e, row, prompt, 9, COLOCATED)
+        look(e, "status")[s], look(e, "running")[row], look(e, "order")[s] = status, s, row
+        if status == DECODING:
+            look(e, "offset")[s] = prompt - 20
+            look(e, "phase_count")[(prompt - 20) % 16] += 1
+    put(e, running_count=len(states), planned=20, completed=19, admissions=len(states))
+    put(e, decodes=states.count(DECODING), offset_sum=states.count(DECODING) * (prompt - 20))
+    put(e, partials=states.count(PREFILLING))
+    put(look(e, "pool"), free=free)
+    return e
+
+
+@pytest.mark.parametrize("flying", [True, False])
+def test_a_prompt_waits_for_blocks_that_a_batch_in_flight_holds(flying: bool) -> None:
+    """The newest is computed in part, sixteen of 40 tokens: it lacks two blocks. In flight it may not be freed."""
+    e = running([DECODING, PREFILLING], prompt=40)
+    put(e, deferred_frees=True, pending_prompt_tokens=24)
+    look(e, "computed")[1], look(e, "held_blocks")[1] = 16, 1
+    look(e, "first_batch")[1] = 19 if flying else 18
+    budget, work, done = vllm.continue_prompt(e, 1, 30, NOTHING)
+    assert (budget, tuple(work), bool(done)) == (30, NOTHING, False)
+    assert look(e, "status")[1] == (PREFILLING if flying else WAITING)
+    assert (look(e, "pool.free"), look(e, "preempted"), look(e, "running_count")) == (
+        (0, 0, 2) if flying else (1, 1, 1)
+    )
+    assert look(e, "pending_prompt_tokens") == (24 if flying else 40)
+
+
+def test_a_walk_along_the_running_list_ends_where_nothing_may_be_freed() -> None:
+    """The first decodes without a block of its own to take (its offset is 20: 40 tokens, in the third); the second's
+    prompt lacks blocks and is in flight; the third, behind it, is left out of the batch."""
+    e = running([DECODING, PREFILLING, DECODING])
+    put(e, deferred_frees=True, token_budget=30)
+    look(e, "computed")[1], look(e, "held_blocks")[1], look(e, "first_batch")[:3] = 16, 1, [10, 19, 10]
+    budget, work, decodes = vllm.run_in_order(e)
+    assert (budget, tuple(work[:2]), decodes) == (29, (1, 40), 1)
+    assert look(e, "batch_absent")[4] == 1 and look(e, "absent")[4, 0] == 2
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_block_filled_while_blocks_are_short_is_cached_once_it_is_known(depth: int) -> None:
+    """47 tokens are computed: the 48th fills a third block. Planned ahead it is cached when its step has ended."""
+    e = made("vllm-v1", prefix_caching=True, shared=True)
+    put(e, depth=depth, planned=20, completed=20)
+    s = new_slot(e, 0, 30, 40, COLOCATED)
+    look(e, "status")[s], look(e, "offset")[s] = DECODING, 27
+    tracking.open_table(e, s)
+    vllm.take_blocks(e, s, 47)
+    assert vllm.take_decode_block(e, s)
+    assert (look(e, "held_blocks")[s], look(e, "registered")[s]) == (3, 3 if depth == 1 else 0)
+
+
+def test_with_drafts_too_blocks_in_flight_are_not_freed() -> None:
+    e = running([SPECULATING, SPECULATING, LEAVING], free=1)
+    put(e, deferred_frees=True)
+    look(e, "held_blocks")[:3] = 3
+    look(e, "first_batch")[1] = 19
+    assert not speculative_plans.make_room(e, 0, 80)  # two blocks more, one is there
+    assert look(e, "running")[:3].tolist() == [0, 1, 2] and look(e, "held_blocks")[0] == 3
+    assert speculative_plans.make_room(e, 0, 64)
+    assert (look(e, "held_blocks")[0], look(e, "pool.free")) == (4, 0)
+    look(e, "first_batch")[1] = 18
+    assert speculative_plans.make_room(e, 0, 80)
+    # the newest that may go is the second: the third's last token is on its way
+    assert look(e, "running")[:2].tolist() == [0, 2] and look(e, "status")[1] == WAITING
+    assert look(e, "pool.free") == 2
+    alone = running([SPECULATING, LEAVING], free=0)
+    look(alone, "held_blocks")[:2] = 3
+    assert not speculative_plans.make_room(alone, 0, 49)
+    assert look(alone, "status")[0] == WAITING and look(alone, "pool.free") == 3
+
+
+def test_late_gaps_of_those_that_are_gone_are_not_counted() -> None:
+    """Left out of batches until 4 s: one is paused meanwhile, one left out of this batch too, one is in no batch yet,
+    and one has its token at 7 s, three seconds after the others' and six after its own."""
+    e = running([DECODING] * 4)
+    look(e, "status")[0] = WAITING
+    look(e, "late")[:4] = [0, 1, 2, 3]
+    look(e, "last_token")[:4] = 1.0
+    look(e, "absent_batch")[:4] = [-1, 19, 18, 18]
+    look(e, "first_batch")[:4] = [5, 5, 20, 5]
+    put(e, late_count=4)
+    completion.count_late(e, 19, 7.0, 4.0)
+    assert look(e, "late")[: look(e, "late_count")].tolist() == [1, 2]
+    assert (look(e, "gap_sum_s"), look(e, "gap_max_s"), look(e, "gap_counts").sum()) == (6.0 - 3.0, 6.0, 0)
+    completion.note_late(e, 1, 5.0)
+    completion.note_late(e, 3, 5.0)
+    assert look(e, "late")[: look(e, "late_count")].tolist() == [1, 2, 3]
+    assert look(e, "last_token")[[1, 3]].tolist() == [1.0, 5.0]
+
+
+def test_who_is_passed_over_is_left_out_once() -> None:
+    e = running([DECODING, DECODING, PREFILLING, LEAVING, DECODING], free=5)
+    for s in (1, 2, 3, 4):
+        priorities.leave_out(e, s)
+    assert look(e, "absent")[4, : look(e, "batch_absent")[4]].tolist() == [1, 4]
+    assert [bool(priorities.is_left_out(e, s)) for s in range(5)] == [False, True, False, False, True]
+    assert [bool(priorities.has_token(e, s)) for s in range(5)] == [True, False, False, False, False]
+    assert [priorities.place_of(e, s) for s in range(5)] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("undone", "blocks"), [(False, 3), (True, 4)])
+def test_who_is_taken_off_is_no_longer_left_out(undone: bool, blocks: int) -> None:
+    """48 tokens are computed, in three blocks; with a token of the batch being planned it has a fourth."""
+    e = running([DECODING] * 3, prompt=48, scheduling_policy="priority")
+    put(e, completed=20)
+    look(e, "absent")[4, :3], look(e, "batch_absent")[4] = [0, 1, 2], 3
+    look(e, "first_batch")[:3] = 20
+    priorities.take_off(e, 1, undone)
+    assert look(e, "absent")[4, : look(e, "batch_absent")[4]].tolist() == [0, 2]
+    assert look(e, "running")[: look(e, "running_count")].tolist() == [0, 2]
+    assert (look(e, "pool.free"), look(e, "status")[1], look(e, "waiting_count")) == (blocks, WAITING, 1)
+
+
+def test_a_token_taken_back_leaves_no_entry() -> None:
+    """Entries of earlier steps, and those of pauses, stay."""
+    e = running([DECODING] * 3, logging=True)
+    look(e, "log_row")[:6], look(e, "log_tokens")[:6] = [1, 0, 1, 2, 1, 0], [1, 1, 1, 1, -1, 1]
+    put(e, log_rows=6)
+    priorities.strike_out(e, 1, 1)
+    n = look(e, "log_rows")
+    assert (look(e, "log_row")[:n].tolist(), look(e, "log_tokens")[:n].tolist()) == ([1, 0, 2, 1, 0], [1, 1, 1, -1, 1])
+
+
+@pytest.mark.parametrize("caching", [False, True])
+def test_a_token_given_takes_a_block_at_the_end_of_another(caching: bool) -> None:
+    """48 tokens are computed, then 49: the first begins a fourth block, the second fits it."""
+    e = made("vllm-v1", prefix_caching=caching, shared=True, scheduling_policy="priority", logging=True)
+    s = new_slot(e, 0, 48, 9, COLOCATED)
+    look(e, "status")[s], look(e, "offset")[s], look(e, "first_batch")[s] = DECODING, 28, 5
+    if caching:
+        tracking.open_table(e, s)
+        vllm.take_blocks(e, s, 48)
+    for planned, completed, taken, known in ((20, 20, 1, 3), (21, 20, 1, 3)):
+        put(e, planned=planned, completed=completed)
+        work = priorities.give_token(e, s, (2, 30, 0, 0, 0, 0.0, 0))
+        assert tuple(work) == (3, 30 + planned + 28, 0, 0, 0, 0.0, 0)
+        assert look(e, "pool.free") == 1000 - taken - (3 if caching else 0)
+        if caching:
+            assert look(e, "registered")[s] == known
+    assert look(e, "log_rows") == 2
+
+
+def test_decodes_that_prompts_pass_by_are_those_that_decode() -> None:
+    """Two tokens are left for three that run, one of which is on its way out."""
+    e = idle("splitwise", blocks=10)
+    for row, status in enumerate((LEAVING, DECODING, DECODING, DECODING)):
+        s = new_slot(e, row, 16, 9, 0)
+        look(e, "status")[s], look(e, "offset")[s], look(e, "running")[row] = status, 3, s
+    look(e, "passed")[3], look(e, "absent_batch")[3] = 2, 19  # has been passed over often enough
+    put(e, planned=20, running_count=4)
+    work = splitwise.decode_some(e, 1)
+    assert work[:2] == (2, 46)
+    assert look(e, "absent")[4, : look(e, "batch_absent")[4]].tolist() == [2]
+    assert look(e, "passed")[:4].tolist() == [0, 0, 1, 2]
+
+
+def test_a_prompt_in_part_takes_nothing_where_no_block_is_left_of_a_step() -> None:
+    e = idle("tensorrt-llm")
+    put(e, rules=rules_record(RuleSet(policy=1)))
+    for row in range(2):
+        s = new_slot(e, row, 40, 4, COLOCATED)
+        look(e, "status")[s], look(e, "computed")[s], look(e, "running")[row] = PREFILLING, 16 * row, s
+    put(e, running_count=2, partials=2, pending_prompt_tokens=64)
+    budget, work = tensorrt_llm.continue_prompts(e, 39, NOTHING)
+    assert (budget, tuple(work[2:5])) == (7, (1, 32, 0))  # of the second, 24 tokens are left, and nothing fits
+    assert look(e, "computed")[:2].tolist() == [32, 16]
+
+
+def test_a_table_grows_with_the_longest_request() -> None:
+    """300 blocks told apart: the table has room for 256."""
+    e = made("vllm-v1", prefix_caching=True, shared=False, kv_blocks=400)
+    s = new_slot(e, 0, 4800, 9, COLOCATED)
+    put(e, caching=True)
+    look(e, "held_blocks")[s], look(e, "registered")[s] = 300, 2
+    put(e, pool=tracking.make_pool(400, True, False))
+    put(e, block_table=np.zeros((64, 256), np.int64), block_keys=np.zeros((64, 256), np.int64))
+    tracking.number_blocks(e, s)
+    assert look(e, "block_table").shape == (64, 512) and look(e, "pool.free") == 100
+    own = look(e, "block_table")[look(e, "table")[s], :300]
+    assert len(set(own.tolist())) == 300
