@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from engine_books import look, put
 from test_engine_idle import idle
+from test_engine_moves import at
 from test_engine_policies import TRT, batches, engine, trt
 
 from simulator.engine import tensorrt_llm as rules_of
 from simulator.engine.queues import wait_last
 from simulator.engine.rules import RuleSet, rules_record
-from simulator.engine.state import COLOCATED, DECODING, LEAVING, PREFILL, PREFILLING, new_slot
+from simulator.engine.state import COLOCATED, DECODING, LEAVING, LOAD, PREFILL, PREFILLING, new_slot
 
 RESERVE = {"policy": 1, "chunking": False}
 
@@ -341,3 +342,15 @@ def test_a_generation_server_asks_while_seats_and_blocks_last() -> None:
     assert look(made.state, "promised") == 2  # a block each for a token that will not be written
     assert made.advance(13.5).row.tolist() == [2]
     assert look(made.state, "promised") == 1
+
+
+def test_prefixes_from_below_take_seats_too() -> None:
+    """Two seats, four that may ask caches below for their beginning: two do; then blocks, of which each wants two."""
+    for seats, blocks, asked in ((2, 100, [0, 1]), (3, 100, [0, 1, 2]), (8, 5, [0, 1])):
+        given = {"max_batch_size": seats, "enable_block_reuse": True, "capacity_scheduler_policy": "MAX_UTILIZATION"}
+        made, desk = at("tensorrt-llm", [32] * 4, [3] * 4, blocks, settings=given)
+        for row in range(4):
+            made.submit(row, 32, 3, 0.0, outside=16)
+        news = made.advance(0.5)
+        assert (news.kind.tolist(), news.row.tolist()) == ([LOAD] * len(asked), asked)
+        assert made.load().pending_prompt_tokens == 4 * 32 and np.isnan(desk.prefill_start_s).all()

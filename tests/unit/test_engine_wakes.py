@@ -16,7 +16,7 @@ from test_engine_corners import content_of
 from test_engine_sums import EVERY, FIRST_STAGE, OVERLAP, drawn, named
 
 from simulator.cost.table import StepCostTable, affine_cost
-from simulator.engine.engine import Engine, EngineSpec
+from simulator.engine.engine import Engine, EngineSpec, Survey
 from simulator.engine.state import DeskColumns
 
 NEVER = 1e300
@@ -227,3 +227,43 @@ def test_a_stretch_of_decode_is_one_wake() -> None:
         for settings in ({}, OVERLAP):
             found = wakes("vllm-v1", [(0.0, 10, 40), (0.0, 10, 30)], cost=cost, settings=settings)
             assert len(found) <= 9
+
+
+@pytest.mark.parametrize("policy", ["vllm-v1", "vllm-v0", "tensorrt-llm", "splitwise", "sglang"])
+def test_what_comes_within_a_nanosecond_is_one_instant(policy: str) -> None:
+    """A step of a nanosecond from 0 on has ended where somebody looks at 0. What is due at 0 is planned only where
+    somebody looks later than a nanosecond."""
+    for looked_at, made_then in ((-1e-10, {0: 0}), (0.0, {0: 1})):
+        made, _ = one(policy, [(-1.0, 10, 3)], cost=affine_cost(1e-9))
+        made.submit(0, 10, 3, -1.0)
+        made.advance(-0.5)
+        made.advance(looked_at)
+        assert made.progress() == made_then
+    for looked_at, started in ((1e-9, False), (1.1e-9, True)):
+        made, desk = one(policy, [(0.0, 10, 3)])
+        made.submit(0, 10, 3, 0.0)
+        made.advance(looked_at)
+        assert np.isfinite(desk.prefill_start_s[0]) == started
+
+
+def test_a_survey_brings_all_engines_to_a_moment() -> None:
+    """What a router reads of each is what the engine itself says; and when it wants to be looked at."""
+    engines = [
+        one("vllm-v1", [(0.0, 30, 3)] * 4, 10 + i, settings={"max_num_seqs": 1}, role="mixed")[0] for i in range(3)
+    ]
+    for i, engine in enumerate(engines):
+        for row in range(i + 1):
+            engine.submit(row, 30, 3, 0.0)
+        engine.submit(3, 20 + i, 3, 0.0, remote=True)
+    survey = Survey(engines)
+    for moment, found in ((0.5, []), (3.5, [0, 1, 2]), (7.5, [1, 2]), (90.0, [2])):
+        assert survey.look(moment) == found
+        assert survey.gauges.tolist() == [[float(value) for value in engine.load()] for engine in engines]
+        assert [engine.seen_s for engine in engines] == [moment] * 3
+        wanted = [engine.wake_s for engine in engines]
+        for engine in engines:
+            engine.advance(moment)
+        assert wanted == [engine.wake_s for engine in engines]
+    assert {tuple(gauge[:5]) for gauge in survey.gauges.tolist()} == {
+        (0.0, 0.0, 1.0, 8.0 + i, 10.0 + i) for i in range(3)
+    }
