@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from engine_chance import ROLES, chance
-from engine_play import Play, Seen
+from engine_play import UNEVEN, Play, Seen
 from test_engine_audit import Audited
 from test_engine_costs import LINEAR, told
 from test_engine_sums import assert_same
@@ -68,13 +68,14 @@ PLAIN = [(*pair, seed) for pair in ROLES for seed in range(40) if plain(chance(*
 @pytest.mark.parametrize(("policy", "role", "seed"), PLAIN)
 def test_whatever_comes_steps_take_what_their_entries_cost(policy: str, role: str, seed: int) -> None:
     play = chance(policy, role, seed)
-    seen = Seen(replace(play, cost=LINEAR, macro=False, logging=True))
+    cost = LINEAR if seed % 2 else UNEVEN
+    seen = Seen(replace(play, cost=cost, macro=False, logging=True))
     paused = sum(tokens < 0 for _, _, entries in seen.batches() for _, tokens in entries)
     if seen.engine.totals().preemptions > (0 if policy == "sglang" else paused):
         return  # some pauses left nothing to be planned, and stand in no step
     found = [end - start for start, end, _ in seen.batches()]
     steps, times = told(seen)
-    wanted = [step.seconds(LINEAR, policy == "sglang") for step in steps]
+    wanted = [step.seconds(cost, policy == "sglang") for step in steps]
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
     if role != "prefill" and play.settings.get("stream_interval", 1) == 1:
         assert_tokens(seen, times)

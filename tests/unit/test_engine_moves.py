@@ -168,6 +168,9 @@ def test_one_whose_kv_is_read_or_loaded_leaves_what_it_held() -> None:
     assert (made.load().waiting, look(made.state, "unread"), made.load().pending_prompt_tokens) == (0, 0, 0)
     cached, _ = at("vllm-v1", [40], [3], settings={"prefix_caching": True}, tell_prompts=True)
     cached.submit(0, 40, 3, 0.0, outside=32)
+    assert cached.withdraw(0, 0.0)
+    assert (cached.load().pending_prompt_tokens, look(cached.state, "unread"), cached.load().waiting) == (0, 0, 0)
+    cached.submit(0, 40, 3, 0.0, outside=32)
     news = cached.advance(0.5)
     cached.will_hold(int(news.slot[0]), 32)
     assert cached.load().pending_prompt_tokens == 8

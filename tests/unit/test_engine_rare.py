@@ -10,13 +10,28 @@ from engine_books import look, put
 from test_engine_idle import idle
 from test_engine_settings import made
 
-from simulator.engine import completion, priorities, speculative_plans, splitwise, tensorrt_llm, tracking, vllm
+from simulator.engine import (
+    completion,
+    handed_over,
+    priorities,
+    speculative_plans,
+    splitwise,
+    tensorrt_llm,
+    tracking,
+    vllm,
+    withdrawing,
+)
+from simulator.engine import state as shared
 from simulator.engine.rules import RuleSet, rules_record
+from simulator.engine.sglang import memory
+from simulator.engine.sglang import state as sglang_state
 from simulator.engine.state import (
     COLOCATED,
+    DECODE,
     DECODING,
     LEAVING,
     PREFILLING,
+    REMOTE,
     SPECULATING,
     WAITING,
     new_slot,
@@ -155,21 +170,21 @@ def test_a_token_taken_back_leaves_no_entry() -> None:
 
 @pytest.mark.parametrize("caching", [False, True])
 def test_a_token_given_takes_a_block_at_the_end_of_another(caching: bool) -> None:
-    """48 tokens are computed, then 49: the first begins a fourth block, the second fits it."""
+    """47 tokens are computed: the 48th fills the third block, which is cached at once where the 47th is known. The 49th
+    begins a fourth."""
     e = made("vllm-v1", prefix_caching=caching, shared=True, scheduling_policy="priority", logging=True)
-    s = new_slot(e, 0, 48, 9, COLOCATED)
-    look(e, "status")[s], look(e, "offset")[s], look(e, "first_batch")[s] = DECODING, 28, 5
+    s = new_slot(e, 0, 47, 9, COLOCATED)
+    look(e, "status")[s], look(e, "offset")[s], look(e, "first_batch")[s] = DECODING, 27, 5
     if caching:
         tracking.open_table(e, s)
-        vllm.take_blocks(e, s, 48)
-    for planned, completed, taken, known in ((20, 20, 1, 3), (21, 20, 1, 3)):
+        vllm.take_blocks(e, s, 47)
+    for planned, completed, taken, known in ((20, 19, 0, 2), (20, 20, 0, 3), (21, 21, 1, 3)):
         put(e, planned=planned, completed=completed)
         work = priorities.give_token(e, s, (2, 30, 0, 0, 0, 0.0, 0))
-        assert tuple(work) == (3, 30 + planned + 28, 0, 0, 0, 0.0, 0)
+        assert tuple(work) == (3, 30 + planned + 27, 0, 0, 0, 0.0, 0)
         assert look(e, "pool.free") == 1000 - taken - (3 if caching else 0)
-        if caching:
-            assert look(e, "registered")[s] == known
-    assert look(e, "log_rows") == 2
+        assert look(e, "registered")[s] == (known if caching else 0)
+    assert look(e, "log_rows") == 3
 
 
 def test_decodes_that_prompts_pass_by_are_those_that_decode() -> None:
@@ -210,3 +225,83 @@ def test_a_table_grows_with_the_longest_request() -> None:
     assert look(e, "block_table").shape == (64, 512) and look(e, "pool.free") == 100
     own = look(e, "block_table")[look(e, "table")[s], :300]
     assert len(set(own.tolist())) == 300
+
+
+@pytest.mark.parametrize(("most", "budget", "begun"), [(3, 50, 1), (2, 50, 0), (3, 0, 0), (4, 50, 2), (4, 1, 1)])
+def test_those_whose_kv_is_there_begin_while_seats_and_tokens_last(most: int, budget: int, begun: int) -> None:
+    """Two run, two of 20 tokens have come whole; and two of which 16 tokens have come, so that four are left."""
+    for prefix in (False, True):
+        e = idle("tensorrt-llm")
+        for row in range(4):
+            s = new_slot(e, row, 20, 4, COLOCATED if prefix else DECODE)
+            look(e, "outside")[s], look(e, "remote")[s] = 16 * prefix, 2
+            look(e, "computed")[s], look(e, "received")[s] = (16, 0) if prefix else (20, 1)
+            look(e, "held_blocks")[s] = 2
+            if row < 2:
+                look(e, "status")[s], look(e, "running")[row], look(e, "remote")[s] = PREFILLING, s, 0
+            else:
+                look(e, "status")[s], look(e, "holding")[row - 2] = REMOTE, s
+        put(e, running_count=2, holding_count=2, planned=5, completed=5)
+        if prefix:
+            left, work = tensorrt_llm.begin_prefixed(e, budget * 4, NOTHING, 3.0, most)
+            assert (left, work[2], work[3]) == (4 * (budget - begun), begun, 4 * begun)
+        else:
+            left, work = handed_over.begin_loaded(e, budget, NOTHING, 3.0, most)
+            assert (left, work[0], work[1]) == (budget - begun, begun, 20 * begun)
+            assert look(e, "token_sum")[2 : 2 + begun].tolist() == [3.0] * begun
+        assert (look(e, "running_count"), look(e, "holding_count")) == (2 + begun, 2 - begun)
+
+
+def test_a_full_time_series_keeps_every_second_point() -> None:
+    """1,024 points half a second apart: 512 stay, and new ones come a second apart."""
+    e = idle("vllm-v1")
+    points = look(e, "sample_s").size
+    for i, name in enumerate(("sample_s", "sample_running", "sample_waiting", "sample_blocks")):
+        look(e, name)[:] = np.arange(points) * (0.5 if i == 0 else i)
+    put(e, samples=points)
+    shared.thin(e)
+    assert (look(e, "samples"), look(e, "sample_every_s")) == (512, 1.0)
+    for i, name in enumerate(("sample_s", "sample_running", "sample_waiting", "sample_blocks")):
+        assert look(e, name)[:512].tolist() == [(1.0 if i == 0 else 2 * i) * n for n in range(512)]
+    put(e, samples=points, sample_every_s=7.0)
+    shared.thin(e)
+    assert look(e, "sample_every_s") == 14.0
+    put(e, running_count=3, waiting_count=4)
+    put(look(e, "pool"), free=390)
+    shared.sample(e, 99.0)
+    written = [look(e, name)[512] for name in ("sample_s", "sample_running", "sample_waiting", "sample_blocks")]
+    assert (written, look(e, "samples"), look(e, "sample_next_s")) == ([99.0, 3, 4, 10], 513, 99.0 + 14.0)
+
+
+def test_what_is_only_counted_is_cached_when_somebody_leaves() -> None:
+    """40 tokens of one that decodes: two blocks are full, the third is not."""
+    e = made("vllm-v1", prefix_caching=True, shared=False)
+    s = new_slot(e, 0, 30, 40, COLOCATED)
+    look(e, "status")[s], look(e, "offset")[s], look(e, "running")[0] = DECODING, 20, s
+    look(e, "phase_count")[20 % 16] = 1
+    put(e, running_count=1, decodes=1, offset_sum=20, planned=20, completed=20)
+    put(look(e, "pool"), free=997)
+    put(look(e, "left"), blank=997)
+    assert withdrawing.withdraw(e, 0, 5.0)[0]
+    assert (look(e, "left.blank"), look(e, "left.count"), look(e, "left.kept")[0], look(e, "pool.free")) == (
+        998,
+        1,
+        2,
+        1000,
+    )
+
+
+def test_a_leaf_of_prompt_and_output_is_cut_between_them() -> None:
+    """One token of prompt and three of output, in one-token pages: two nodes beside the root; of a prompt of none one."""
+    for prompt, nodes in ((1, 3), (4, 2)):
+        e = idle("sglang", page_size=1)
+        s = sglang_state.new_slot(e, 0, prompt, 9)
+        look(e, "committed")[s], look(e, "holds")[s] = 4, 1
+        put(e, free=6396)
+        memory.checkpoint(e, s, 4)
+        assert (look(e, "tree.used"), look(e, "protected")[s], look(e, "free")) == (nodes, 4, 6396)
+        assert look(e, "tree.evictable") == 0
+    nothing = idle("sglang", page_size=1)
+    s = sglang_state.new_slot(nothing, 0, 5, 9)
+    memory.checkpoint(nothing, s, 0)
+    assert look(nothing, "tree.used") == 1 and look(nothing, "node")[s] == -1

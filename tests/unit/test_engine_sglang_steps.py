@@ -225,3 +225,4 @@ def test_a_survey_brings_all_engines_to_a_moment() -> None:
     half.submit(0, 30, 9, 0.0)
     half.advance(0.5)
     assert tuple(half.load()) == (1, 0, 0, 384, 400, 14)
+    assert look(half.state, "last_chunk") and not look(half.state, "last_mixed")
