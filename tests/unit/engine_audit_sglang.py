@@ -14,12 +14,14 @@ from simulator.engine.sglang.state import (
     DONE,
     DROPPED,
     FREE,
+    GONE,
     HELD,
     PREFILLED_LAST,
     READY,
     REMOTE,
     RETRACTED,
     RUNNING,
+    TOLD,
     WAITING,
 )
 from simulator.engine.state import DECODE, PREFILL
@@ -30,7 +32,7 @@ NAMES = (
     "holding_count ready_count retracted_count pending_prompt_tokens positions tickets heap_count free_slots "
     "peak_pages tree.evictable tree.used tree.start tree.stop tree.spare tree.spare_count "
     "row status prompt target limit final outputs fill prefix extend_end protected committed base join last_step "
-    "ticket position node hit holds started "
+    "ticket position node hit holds started gone aborts "
     "running last fresh waiting holding ready retracted phase_count heap_batch heap_order heap_slot batch_end_s "
     "batch_decodes batch_tokens batch_firsts batch_leaving batch_joined firsts leaving joined free_slot"
 )
@@ -124,9 +126,11 @@ def audit_steps(e: SimpleNamespace, live: list[int]) -> None:
     entries = list(zip(e.heap_batch, e.heap_order, e.heap_slot, strict=True))[: e.heap_count]
     for i in range(1, e.heap_count):
         assert entries[(i - 1) // 2][0] <= entries[i][0]
-    coming = [s for s in of(e, live, RUNNING) if e.last_step[s] >= e.decode_planned]
+    assert e.aborts == (e.gone[live] == GONE).sum()
+    stay = [s for s in live if e.gone[s] != TOLD]  # the others end with their next token
+    coming = [s for s in of(e, stay, RUNNING) if e.last_step[s] >= e.decode_planned]
     assert {(e.last_step[s], e.ticket[s], s) for s in coming} <= set(entries)
-    for s in of(e, live, RUNNING):
+    for s in of(e, stay, RUNNING):
         made = e.outputs[s] + (0 if e.started[s] else 1)
         assert e.last_step[s] == e.join[s] + max(e.final[s], made) - made - 1
-    assert all(e.final[s] == max(min(e.limit[s], e.target[s]), 1) for s in live)
+    assert all(e.final[s] == max(min(e.limit[s], e.target[s]), 1) for s in stay)

@@ -30,7 +30,7 @@ def chance(policy: str, role: str, seed: int) -> Play:
     blocks = -(-largest // size) + 1 + spare
     if policy == "tensorrt-llm" and "num_speculative_tokens" in settings:
         blocks += 2
-    leaving = [row for row in range(count) if rng.random() < 0.25] if rng.random() < 0.5 and policy != "sglang" else []
+    leaving = [row for row in range(count) if rng.random() < 0.25] if rng.random() < 0.5 else []
     gone = tuple(sorted((arrivals[row][0] + rng.uniform(0.0, 0.6), row) for row in leaving))
     lost = {}
     if role == "decode" and rng.random() < 0.4:
@@ -70,7 +70,7 @@ def vllm(rng: random.Random, role: str, size: int, count: int) -> tuple[dict[str
         given |= drafts(rng)
     elif what == "groups":
         given |= {"stream_interval": rng.randint(2, 5)}
-    elif what == "urgent" and role == "colocated":
+    elif what == "urgent":
         given |= {"scheduling_policy": "priority"}
         extra = {"priority": np.array([rng.randint(-1, 2) for _ in range(count - 1)])}
     return given, extra

@@ -75,20 +75,21 @@ def test_an_idle_sglang_engine_has_nothing_anywhere() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "role", "passes", "lets_go"),
+    ("policy", "role", "passes"),
     [
-        ("vllm-v1", "decode", False, True),
-        ("vllm-v0", "colocated", False, True),
-        ("tensorrt-llm", "decode", True, True),
-        ("distserve", "decode", True, True),
-        ("splitwise", "decode", True, True),
+        ("vllm-v1", "decode", False),
+        ("vllm-v0", "colocated", False),
+        ("tensorrt-llm", "decode", True),
+        ("distserve", "decode", True),
+        ("splitwise", "decode", True),
+        ("sglang", "colocated", True),
     ],
 )
-def test_what_the_cluster_knows_of_an_engine(policy: str, role: str, passes: bool, lets_go: bool) -> None:
+def test_what_the_cluster_knows_of_an_engine(policy: str, role: str, passes: bool) -> None:
     spec = EngineSpec(policy, role, BASE[policy] | {"enable_chunked_prefill": False}, 40, affine_cost(1.0))
     made = Engine(spec, content_of([16], [[]]), DeskColumns(1).record)
     assert (made.wake_s, made.seen_s, made.block_size) == (float("inf"), -1.0, 16)
-    assert (made.passes_first_token, made.lets_go) == (passes, lets_go)
+    assert made.passes_first_token == passes and not made.withdraw(0, 0.0)
     assert made.advance(3.0) is None and (made.seen_s, made.wake_s) == (3.0, NEVER)
     assert tuple(made.load()) == (0, 0, 0, 40, 40, 0) and made.load().requests == 0
     assert tuple(made.totals()) == (0,) * 10
@@ -354,6 +355,7 @@ def test_numbers_that_tell_states_apart() -> None:
     assert told(shared, "FINISHED PREFILLED READ LOAD COMPUTED CHUNK") == list(range(1, 7))
     names = "FREE WAITING CHUNKED PREFILLED_LAST RUNNING DROPPED DONE REMOTE READY HELD RETRACTED"
     assert told(sglang, names) == list(range(11))
+    assert told(sglang, "STAYS GONE TOLD") == list(range(3))
     assert told(rules, "VLLM TENSORRT_LLM DISTSERVE SPLITWISE VLLM_V0") == list(range(5))
     assert told(rules, "GUARANTEED_NO_EVICT MAX_UTILIZATION STATIC_BATCH") == list(range(3))
     assert told(rules, "REMADE AT_DECODE AT_PREFILL") == list(range(3))

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_books import look, put
+from test_engine_costs import LINEAR
 from test_engine_idle import idle
 from test_engine_settings import made
 
+from simulator.cost.table import affine_cost, step_cost_record
 from simulator.engine import (
     completion,
     handed_over,
@@ -135,27 +137,51 @@ def test_late_gaps_of_those_that_are_gone_are_not_counted() -> None:
     assert look(e, "last_token")[[1, 3]].tolist() == [1.0, 5.0]
 
 
-def test_who_is_passed_over_is_left_out_once() -> None:
+def test_who_is_left_out_and_who_stands_where() -> None:
     e = running([DECODING, DECODING, PREFILLING, LEAVING, DECODING], free=5)
-    for s in (1, 2, 3, 4):
-        priorities.leave_out(e, s)
-    assert look(e, "absent")[4, : look(e, "batch_absent")[4]].tolist() == [1, 4]
+    look(e, "absent")[4, :2], look(e, "batch_absent")[4] = [1, 4], 2
     assert [bool(priorities.is_left_out(e, s)) for s in range(5)] == [False, True, False, False, True]
-    assert [bool(priorities.has_token(e, s)) for s in range(5)] == [True, False, False, False, False]
-    assert [priorities.place_of(e, s) for s in range(5)] == [0, 1, 2, 3, 4]
+    put(e, planned=21)
+    assert not any(priorities.is_left_out(e, s) for s in range(5))
+    look(e, "running")[:5] = [3, 1, 4, 0, 2]
+    assert [priorities.place_of(e, s) for s in range(5)] == [3, 1, 4, 0, 2]
 
 
 @pytest.mark.parametrize(("undone", "blocks"), [(False, 3), (True, 4)])
-def test_who_is_taken_off_is_no_longer_left_out(undone: bool, blocks: int) -> None:
+def test_who_is_taken_off_gives_all_its_blocks_back(undone: bool, blocks: int) -> None:
     """48 tokens are computed, in three blocks; with a token of the batch being planned it has a fourth."""
     e = running([DECODING] * 3, prompt=48, scheduling_policy="priority")
     put(e, completed=20)
-    look(e, "absent")[4, :3], look(e, "batch_absent")[4] = [0, 1, 2], 3
     look(e, "first_batch")[:3] = 20
     priorities.take_off(e, 1, undone)
-    assert look(e, "absent")[4, : look(e, "batch_absent")[4]].tolist() == [0, 2]
     assert look(e, "running")[: look(e, "running_count")].tolist() == [0, 2]
     assert (look(e, "pool.free"), look(e, "status")[1], look(e, "waiting_count")) == (blocks, WAITING, 1)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(("tokens", "status"), [(1, DECODING), (20, DECODING), (20, LEAVING), (20, PREFILLING)])
+def test_tokens_of_a_prompt_taken_back_cost_nothing(tokens: int, status: int, affine: bool) -> None:
+    """With them 40 tokens are computed: the prompt is under way again, and the batch is what it was without them."""
+    e = running([status if status != DECODING else PREFILLING, PREFILLING], prompt=40 if status != PREFILLING else 90)
+    put(e, cost=step_cost_record(affine_cost(1.0) if affine else LINEAR))
+    if status == DECODING:
+        look(e, "status")[0], look(e, "offset")[0] = DECODING, 20
+        look(e, "phase_count")[4] = 1
+        put(e, decodes=1, offset_sum=20, partials=1)
+    look(e, "computed")[0] = 40
+    look(e, "firsts")[4, :3], look(e, "batch_firsts")[4] = [7, 0, 8], 3
+    look(e, "leaving")[4, :3], look(e, "batch_leaving")[4] = [7, 0, 8], 3
+    put(e, prefill_tokens=100)
+    attention = 0.0 if affine else 0.0031 * 20 / 1000 + 0.0007 * 20 * 20 / 1000
+    with_it = (6, 50 + 39, 2, 30, 9, 0.5, 3) if tokens == 1 else (5, 50, 3, 50, 9 + 20, 0.5 + attention, 3)
+    work = priorities.take_back_chunk(e, 0, tokens, with_it)
+    assert tuple(work) == pytest.approx((5, 50, 2, 30, 9, 0.5, 3 if status == PREFILLING else 2))
+    assert look(e, "prefill_tokens") == 100 - tokens
+    assert look(e, "status")[0] == PREFILLING and look(e, "partials") == 2
+    ended = status != PREFILLING
+    assert look(e, "firsts")[4, : look(e, "batch_firsts")[4]].tolist() == ([7, 8] if ended else [7, 0, 8])
+    assert look(e, "leaving")[4, : look(e, "batch_leaving")[4]].tolist() == ([7, 8] if status == LEAVING else [7, 0, 8])
+    assert (look(e, "decodes"), look(e, "offset_sum")) == (0, 0)
 
 
 def test_a_token_taken_back_leaves_no_entry() -> None:

@@ -171,7 +171,11 @@ def test_settings_of_priorities() -> None:
     assert rules_of(given) == PLAIN | {"by_priority": True, "priorities": [2, -1]}
     assert rules_of(made("vllm-v1", scheduling_policy="fcfs", extra={"priority": [2, -1], "loads": True})) == PLAIN
     assert rules_of(made("vllm-v1", "prefill", **first, **DRAFTS))["by_priority"]
+    assert rules_of(made("vllm-v1", "decode", **first))["by_priority"]
     place = "^engine vllm: scheduling_policy priority"
+    words = f"{place} is not allowed in a pool of role 'mixed'; allowed: colocated, prefill, decode$"
+    with pytest.raises(InputError, match=words):
+        made("vllm-v1", "mixed", **first)
     with pytest.raises(
         InputError, match=f"{place} and num_speculative_tokens over 0 cannot be simulated together yet$"
     ):
