@@ -28,7 +28,8 @@ class Audited(Seen):
         (engine_audit_sglang if self.play.policy == "sglang" else engine_audit).audit(self.engine.state)
         load, steps = self.engine.load(), self.engine.totals().batches
         self.most = max(self.most, load.blocks - load.free_blocks)
-        if steps > self.steps:  # nothing has been planned since that step's end, where a point of the series is due
+        if steps > self.steps and not self.play.withdrawn:
+            # nothing has been planned since that step's end, where a point of the series is due
             moments, running, waiting, blocks, _ = self.engine.series()
             computed_in_part = int(self.play.policy == "sglang" and look(self.engine.state, "chunked") >= 0)
             assert running[-1] == load.running - computed_in_part
