@@ -8,11 +8,13 @@ import test_engine_priority
 import test_engine_splitwise
 import test_engine_trt
 import test_engine_vllm_v0
+import test_sglang_aborts
 from hypothesis import given
 from hypothesis import strategies as st
-from test_engine_tight import some, tight_cases
+from test_engine_tight import some, tight_cases, tight_sglang_cases
 from test_fault_stepper import check as check_faults
 from test_fault_stepper import crash, moments
+from vllm_scheduler import Role
 
 
 def longest(requests):
@@ -113,15 +115,48 @@ def test_vllm_v0(case, macro, told):
 
 
 @st.composite
-def tight_priorities(draw):
-    options, requests = draw(tight_cases(False))
+def tight_priorities(draw, disaggregated):
+    options, requests = draw(tight_cases(disaggregated))
     return options, [request | {"priority": draw(st.integers(-1, 2))} for request in requests]
 
 
 @some(100)
-@given(tight_priorities(), st.booleans(), st.booleans())
+@given(tight_priorities(False), st.booleans(), st.booleans())
 def test_priorities(case, macro, told):
     test_engine_priority.check(case, macro, told)
+
+
+@some(50)
+@given(test_engine_priority.tight(), st.booleans(), st.booleans())
+def test_priorities_where_many_outgrow_the_pool(case, macro, told):
+    test_engine_priority.check(case, macro, told)
+
+
+@some(60)
+@given(
+    st.one_of(tight_priorities(True), test_engine_priority.tight(disaggregated=True)),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([test_engine_priority.ALL, (Role.DECODE,)]),
+    st.booleans(),
+)
+def test_priorities_at_decode_engines(case, macro, told, roles, defer):
+    test_engine_priority.check(case, macro, told, roles, defer)
+
+
+@st.composite
+def tight_leavers(draw):
+    case, requests = draw(tight_sglang_cases())
+    for request in requests:
+        if draw(st.integers(0, 2)) == 0:
+            request["abort_s"] = request["arrival_s"] + draw(st.floats(0.0, 30.0, allow_nan=False))
+    return case, requests
+
+
+@some(100)
+@given(tight_leavers(), st.booleans(), st.booleans())
+def test_clients_of_sglang_that_leave(drawn, macro, told):
+    test_sglang_aborts.check(drawn, macro, told)
 
 
 @some(60)
