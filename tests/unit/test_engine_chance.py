@@ -70,7 +70,9 @@ def test_whatever_comes_steps_take_what_their_entries_cost(policy: str, role: st
     play = chance(policy, role, seed)
     cost = LINEAR if seed % 2 else UNEVEN
     seen = Seen(replace(play, cost=cost, macro=False, logging=True))
-    paused = sum(tokens < 0 for _, _, entries in seen.batches() for _, tokens in entries)
+    logged = [tokens for _, _, entries in seen.batches() for _, tokens in entries]
+    assert min(logged, default=1) >= -1 and 0 not in logged
+    paused = logged.count(-1)
     if seen.engine.totals().preemptions > (0 if policy == "sglang" else paused):
         return  # some pauses left nothing to be planned, and stand in no step
     found = [end - start for start, end, _ in seen.batches()]

@@ -115,6 +115,7 @@ def assert_totals(seen: Seen) -> None:
     assert totals.decode_tokens <= made
     chunks = sum(tokens for _, _, entries in steps for _, tokens in entries if tokens > 1)
     assert totals.prefill_tokens + totals.decode_tokens == made + chunks
+    assert all(tokens == -1 or tokens > 0 for _, _, entries in steps for _, tokens in entries)
     assert totals.preemptions == sum(tokens < 0 for _, _, entries in steps for _, tokens in entries)
     assert (totals.hit_tokens, set(seen.desk.cached_tokens.tolist()) <= {0, -1}) == (0, True)
 

@@ -50,19 +50,21 @@ def with_cost(cost: StepCostTable, planned: int = 0, completed: int = 0, **colum
     return e
 
 
-@pytest.mark.parametrize("jitter", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize(("jitter", "rate_hz"), [(0.0, 0.3), (0.25, 1.0), (1.0, 0.3)])
 @pytest.mark.parametrize(("seed", "planned", "tokens"), [(0, 0, 5), (0, 1, 5), (0, 0, 6), (7, 3, 9)])
-def test_a_launch_is_drawn_by_seed_batch_and_tokens(seed: int, planned: int, tokens: int, jitter: float) -> None:
+def test_a_launch_is_drawn_by_seed_batch_and_tokens(
+    seed: int, planned: int, tokens: int, jitter: float, rate_hz: float
+) -> None:
     e = with_cost(replace(LAUNCHED, launch_jitter=jitter, launch_seed=seed), planned)
     mean = 2.0 + 0.01 * tokens + 0.1 * 3
     word = hashed(hashed(hashed(seed + 1) + planned) + tokens)
     expected = mean * (1 - jitter + jitter * exponential(word))
     assert launching.drawn_launch_s(e, tokens, 3) == pytest.approx(expected)
     stalled = with_cost(
-        replace(LAUNCHED, launch_jitter=jitter, launch_seed=seed, stall_rate_hz=0.3, stall_s=4.0), planned
+        replace(LAUNCHED, launch_jitter=jitter, launch_seed=seed, stall_rate_hz=rate_hz, stall_s=4.0), planned
     )
     again = hashed(word)
-    hit = exponential(again) < 0.3 * expected
+    hit = exponential(again) < rate_hz * expected
     expected += 4.0 * exponential(hashed(again)) if hit else 0.0
     assert launching.drawn_launch_s(stalled, tokens, 3) == pytest.approx(expected)
 
