@@ -252,6 +252,16 @@ def test_tokens_of_a_step_with_drafts_reach_the_client_together() -> None:
     assert engine.step_log()[4].tolist() == [20, 4, 4, 4]
 
 
+def test_with_one_draft_two_tokens_come_at_once() -> None:
+    settings = {"num_speculative_tokens": 1, "speculative_acceptance": 1.0, "speculative_draft_cost": 0.0}
+    spec = EngineSpec("tensorrt-llm", "colocated", TRT | DRAFTS | settings, 100, affine_cost(1.0))
+    engine = Engine(spec, content_of([20], [[]]), DeskColumns(1).record)
+    engine.submit(0, 20, 11, 0.0)
+    for moment, tokens in ((0.5, 0), (1.5, 1), (2.5, 3), (3.5, 5), (5.5, 9)):
+        engine.advance(moment)
+        assert engine.progress() == {0: tokens}
+
+
 def test_first_tokens_wait_for_launches_too() -> None:
     cost = StepCostTable(affine=False, mixed_s=2 * FLAT, decode_s=2 * FLAT, mixed_launch_s=6 * FLAT)
     assert first_tokens("tensorrt-llm", TRT, [(0.0, 20)], cost=cost).tolist() == [3.0]

@@ -232,11 +232,11 @@ def test_struck_out_requests_leave_the_lists_of_sglang() -> None:
         9,
         1,
     ]
-    look(e, "running")[:4], look(e, "last")[:3], look(e, "fresh")[:3] = [5, 1, 0, 2], [3, 4, 6], [1, 2, 7]
-    put(e, running_count=4, last_count=3, fresh_count=3, full=True)
+    look(e, "running")[:4], look(e, "last")[:3], look(e, "fresh")[:5] = [5, 1, 0, 2], [3, 4, 6], [1, 2, 0, 5, 7]
+    put(e, running_count=4, last_count=3, fresh_count=5, full=True)
     sglang_decode.strike_done(e)
     lists = [look(e, name)[: look(e, f"{name}_count")].tolist() for name in ("running", "last", "fresh")]
-    assert lists == [[5, 0, 2], [4, 6], [2]]
+    assert lists == [[5, 0, 2], [4, 6], [2, 0, 5]]
     assert not look(e, "full")
     put(e, positions=50)
     sglang_decode.renumber(e)

@@ -37,6 +37,26 @@ def test_retraction_lets_the_ones_with_the_fewest_tokens_go() -> None:
     assert look(short, "times_preempted")[:3].tolist() == [1, 1, 0] and look(short, "ratio") == 1.0
 
 
+@pytest.mark.parametrize(
+    ("planned", "started", "join", "decode_done", "counted"),
+    [(6, 1, 3, 4, 7), (5, 1, 3, 4, 8), (6, 0, 3, 4, 8), (6, 1, 5, 4, 8), (6, 1, 3, 5, 8)],
+)
+def test_a_token_in_flight_of_one_let_go_is_lost(
+    planned: int, started: int, join: int, decode_done: int, counted: int
+) -> None:
+    """Five steps with decodes are planned, five steps in all have ended. The one in flight counts a token fewer where
+    it makes one of the request; one that has not begun, or joins with the next, has none in it."""
+    e = sglang([(10, 100), (12, 50)])
+    put(e, planned=planned, completed=5, decode_planned=5, decode_done=decode_done)
+    look(e, "started")[1], look(e, "join")[1] = started, join
+    look(e, "batch_tokens")[:] = 8
+    for name in ("prefix", "protected", "extend_end"):
+        look(e, name)[1] = 9
+    decode.let_go(e, 1, 1)
+    assert look(e, "batch_tokens")[(planned - 1) % 4] == counted
+    assert [look(e, name)[1] for name in ("prefix", "protected", "committed", "extend_end", "started")] == [0] * 5
+
+
 def test_what_is_let_go_at_a_decode_engine_comes_back() -> None:
     """It keeps its tokens in host memory; back it comes where they and a reserve of 512 for it are free."""
     e = sglang([(100, 50), (100, 50)], pool=4000, role="decode")

@@ -241,6 +241,8 @@ def test_a_prompt_under_way_generates_nothing() -> None:
     assert rules_of.company_is_missing(e, 50, 2)
     look(e, "status")[1] = PREFILLING
     assert not rules_of.company_is_missing(e, 50, 2)
+    each = server([(1, 0), (1, 1)], [(4, 0), (4, 1)], ranks=2, balance_steps=1, balance_gather=1)
+    assert rules_of.company_is_missing(each, 50, 2)  # every step ends the count, but not the wait for more
     alone = server([(1, 0), (1, 0)], [(4, 0)], balance_steps=5)
     put(alone, planned=20, balance_from=18)
     assert not rules_of.company_is_missing(alone, 50, 2)  # one rank has nobody to wait for
@@ -302,6 +304,11 @@ def test_a_paused_request_that_outgrew_a_step_starts_over_alone() -> None:
     assert desk.preemptions.tolist() == [0, 1]
     assert [step for step in steps if max(step.values()) > 1] == [{0: 20, 1: 40}, {1: 81}]
     assert steps[41] == {0: 1, 1: -1} and steps[60] == {1: 81} and len(steps) == 60 + 19
+
+
+def test_a_prompt_that_no_step_holds_never_starts() -> None:
+    assert trt([(65, 1), (4, 1)], blocks=100)[0] == []
+    assert trt([(64, 1), (4, 1)], blocks=100)[0] == [{0: 64}, {1: 4}]
 
 
 def test_prompts_take_what_generation_leaves() -> None:
