@@ -252,20 +252,20 @@ def test_the_longest_cached_prefix_goes_first() -> None:
 
 def test_a_prefix_of_32_tokens_is_short_enough_to_wait_for_a_longer_one() -> None:
     """Two that share 64 tokens, of which 32 are cached, and two that share 96, of which 64 are: of the first two one
-    is waited for, as they are computed in the step."""
-    ids = [[1, 2, 3], [1, 8], [1, 8], [1, 2, 9], [1, 2, 9]]
-    prompts = [96, 64, 64, 96, 96]
+    is waited for, as they are computed in the step. So it is of two that share 32, but not of two that share 31."""
+    ids = [[1, 2, 3], [1, 8], [1, 8], [1, 2, 9], [1, 2, 9], [4, 5], [4, 6], [7], [7]]
+    prompts = [96, 64, 64, 96, 96, 64, 64, 31, 31]
     settings = BASE["sglang"] | CACHE | {"page_size": 1, "max_running_requests": 9, "schedule_policy": "lpm"}
     spec = EngineSpec("sglang", "colocated", settings, 5000, affine_cost(1.0))
-    engine = Engine(spec, content_of(prompts, ids), DeskColumns(5).record)
+    engine = Engine(spec, content_of(prompts, ids), DeskColumns(9).record)
     engine.submit(0, 96, 2, 0.0)
     engine.advance(50.0)
     e = engine.state
-    slots = [state.new_slot(e, row, prompts[row], 2) for row in range(1, 5)]
+    slots = [state.new_slot(e, row, prompts[row], 2) for row in range(1, 9)]
     for s in slots:
         state.wait_last(e, s)
     admission.order_waiting(e)
-    assert look(e, "matched")[slots].tolist() == [32, -(1 << 60), 64, 64]
+    assert look(e, "matched")[slots].tolist() == [32, -(1 << 60), 64, 64, 0, -(1 << 60), 0, 0]
 
 
 def test_the_queue_is_looked_through_every_32_plannings() -> None:

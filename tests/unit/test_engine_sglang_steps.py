@@ -226,3 +226,25 @@ def test_a_survey_brings_all_engines_to_a_moment() -> None:
     half.advance(0.5)
     assert tuple(half.load()) == (1, 0, 0, 384, 400, 14)
     assert look(half.state, "last_chunk") and not look(half.state, "last_mixed")
+
+
+def test_gaps_across_a_retraction_are_as_long_as_they_are() -> None:
+    """Two that outgrow the memory: one is let go and computed again; all gaps together last from first to last tokens."""
+    made, desk = at([(10, 30), (10, 30)], 55, schedule_conservativeness=0.01)
+    made.submit(0, 10, 30, 0.0)
+    made.submit(1, 10, 30, 3.0)
+    made.advance(500.0)
+    totals = made.totals()
+    assert totals.preemptions == desk.preemptions.sum() == 1
+    assert totals.gap_sum_s == pytest.approx((desk.last_token_s - desk.first_token_s).sum())
+    assert totals.gap_max_s > 1.0 and made.series()[4].sum() == 58
+
+
+def test_a_decode_engine_looks_for_requests_when_one_has_begun() -> None:
+    """Every ten steps, and with the step behind one with which somebody has begun: at 1, not at 10."""
+    made, _ = at([(30, 20), (20, 3)], role="decode", scheduler_recv_interval=10)
+    made.submit(0, 30, 20, 0.0, remote=True)
+    made.transfer_ended(int(made.advance(1e-6).slot[0]), 0.0)
+    made.advance(0.5)
+    made.submit(1, 20, 3, 0.5, remote=True)
+    assert told(made.advance(1.5)) == [(READ, 1, 20, 1.0)]

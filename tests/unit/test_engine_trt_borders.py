@@ -361,3 +361,21 @@ def test_prefixes_from_below_take_seats_too() -> None:
         news = made.advance(0.5)
         assert (news.kind.tolist(), news.row.tolist()) == ([LOAD] * len(asked), asked)
         assert made.load().pending_prompt_tokens == 4 * 32 and np.isnan(desk.prefill_start_s).all()
+
+
+@pytest.mark.parametrize("moment", [1.5, 2.5, 3.5, 4.5, 5.5, 6.5])
+def test_one_whose_kv_is_there_begins_whoever_is_about_to_leave(moment: float) -> None:
+    """Three seats, planned ahead: the first makes five tokens, the last of them at 4. The third's KV is heard of when
+    the step planned behind its end is over, and it begins behind the one in flight, at whatever moment that is."""
+    settings = {"max_batch_size": 3, "overlap_scheduler": True}
+    made, desk = at("tensorrt-llm", [16] * 3, [5, 20, 4], role="decode", settings=settings)
+    for row, output in enumerate((5, 20, 4)):
+        made.submit(row, 16, output, 0.0, remote=True)
+    slots = made.advance(1e-6).slot.tolist()
+    for slot in slots[:2]:
+        made.transfer_ended(slot, 0.0)
+    made.advance(moment)
+    made.transfer_ended(slots[2], moment)
+    made.advance(100.0)
+    assert desk.last_token_s[0] == 4.0
+    assert desk.decode_start_s[2] == moment + 3.5
