@@ -167,19 +167,24 @@ def try_room(room: str, given: argparse.Namespace) -> None:
 
 
 def write_survivors(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A CSV of survivors; what it already says of why a change does no harm is kept."""
+    """A CSV of survivors; what it already says of why a change does no harm is kept, and of other rooms all."""
     known: dict[tuple[str, str], list[str]] = {}
+    lines: list[list[str]] = []
     if path.exists():
         with path.open(newline="") as file:
-            known = {(row["file"], row["change"]): [row["kind"], row["why"]] for row in csv.DictReader(file)}
+            there = list(csv.DictReader(file))
+        known = {(row["file"], row["change"]): [row["kind"], row["why"]] for row in there}
+        lines = [list(row.values()) for row in there if row["room"] not in {row["room"] for row in rows}]
+    for row in rows:
+        name, line, _ = row["key"].split(":")
+        if not row["killed"]:
+            lines.append(
+                [row["room"], name, line, row["change"], *known.get((name, row["change"]), ["open", row["how"]])]
+            )
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["room", "file", "line", "change", "kind", "why"])
-        for row in sorted(rows, key=lambda row: (row["room"], row["key"].split(":")[0], int(row["key"].split(":")[1]))):
-            name, line, _ = row["key"].split(":")
-            if not row["killed"]:
-                why = known.get((name, row["change"]), ["open", row["how"]])
-                writer.writerow([row["room"], name, line, row["change"], *why])
+        writer.writerows(sorted(lines, key=lambda line: (line[0], line[1], int(line[2]))))
 
 
 def main() -> int:

@@ -363,7 +363,7 @@ def test_prefixes_from_below_take_seats_too() -> None:
         assert made.load().pending_prompt_tokens == 4 * 32 and np.isnan(desk.prefill_start_s).all()
 
 
-@pytest.mark.parametrize("moment", [1.5, 2.5, 3.5, 4.5, 5.5, 6.5])
+@pytest.mark.parametrize("moment", [0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5])
 def test_one_whose_kv_is_there_begins_whoever_is_about_to_leave(moment: float) -> None:
     """Three seats, planned ahead: the first makes five tokens, the last of them at 4. The third's KV is heard of when
     the step planned behind its end is over, and it begins behind the one in flight, at whatever moment that is."""
