@@ -175,12 +175,10 @@ def write_survivors(path: Path, rows: list[dict[str, Any]]) -> None:
             there = list(csv.DictReader(file))
         known = {(row["file"], row["change"]): [row["kind"], row["why"]] for row in there}
         lines = [list(row.values()) for row in there if row["room"] not in {row["room"] for row in rows}]
-    for row in rows:
+    for row in (row for row in rows if not row["killed"]):
         name, line, _ = row["key"].split(":")
-        if not row["killed"]:
-            lines.append(
-                [row["room"], name, line, row["change"], *known.get((name, row["change"]), ["open", row["how"]])]
-            )
+        why = known.get((name, row["change"]), ["open", row["how"]])
+        lines.append([row["room"], name, line, row["change"], *why])
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["room", "file", "line", "change", "kind", "why"])
