@@ -133,6 +133,28 @@ def test_a_decode_batch_runs_once_its_graph_is_launched(host_free_s: float, star
     assert look(mixed, "gpu_free_s") == begin + 2.0
 
 
+@pytest.mark.parametrize(
+    ("launch", "prompts", "gpu_free_s", "idle_s"),
+    [(2.0, False, 0.0, 3.0), (2.0, True, 0.0, 1.5), (0.0, True, 0.0, 1.0), (2.0, False, 9.0, 7.0)],
+)
+def test_pressure_falls_while_nothing_runs(launch: float, prompts: bool, gpu_free_s: float, idle_s: float) -> None:
+    """Work ended at 2; the host gets to the next batch at 3, and it runs when its graph is launched, half a second
+    later where it holds prompts that are launched, or when the GPU is free."""
+    cost = replace(LAUNCHED, mixed_prepare_s=0.5, power_window_s=4.0, power_idle=0.2, power_exponent=0.5)
+    e = with_cost(cost, worked_s=2.0, pressure=0.9, gpu_free_s=gpu_free_s)
+    before = 0.2 + 0.7 * math.exp(-idle_s / 4.0)
+    drive = 0.2 + 0.3 / 1.0
+    assert launching.limited_s(e, 3.0, 1.0, 0.3, launch, prompts) == 1.0  # below the limit
+    assert look(e, "pressure") == pytest.approx(drive + (before - drive) * math.exp(-1.0 / 4.0))
+    assert look(e, "worked_s") == 2.0 + idle_s + 1.0
+    hot = with_cost(cost, worked_s=2.0, pressure=1.0, gpu_free_s=2.0)
+    assert launching.limited_s(hot, 2.0, 1.0, 2.6, 0.0, False) == pytest.approx((2.6 / 0.8) ** 0.5)
+    assert (look(hot, "pressure"), look(hot, "worked_s")) == (1.0, pytest.approx(2.0 + (2.6 / 0.8) ** 0.5))
+    none = with_cost(LAUNCHED, worked_s=2.0, pressure=0.9)
+    assert launching.limited_s(none, 3.0, 1.0, 2.6, 0.0, False) == 1.0
+    assert (look(none, "pressure"), look(none, "worked_s")) == (0.9, 2.0)
+
+
 def test_each_decode_step_waits_for_its_launch() -> None:
     """A second of work and half a second of launch, one after the other; planned ahead, the launch is hidden."""
     half = StepCostTable(affine=False, decode_s=2 * FLAT, mixed_s=2 * FLAT, decode_launch_s=FLAT)

@@ -203,8 +203,20 @@ LAUNCHED = StepCostTable(
 )
 
 
+#: At more than its power limit after some steps in a row.
+LIMITED = replace(
+    LAUNCHED,
+    power_window_s=0.03,
+    power_idle=0.1,
+    power_exponent=0.6,
+    decode_energy_s=0.018 + 0.0005 * np.arange(80.0),
+    mixed_energy_s=0.03 + 0.0008 * np.arange(80.0),
+    context_energy_s=1e-5,
+)
+
+
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("cost", [None, LAUNCHED], ids=["affine", "launched"])
+@pytest.mark.parametrize("cost", [None, LAUNCHED, LIMITED], ids=["affine", "launched", "limited"])
 @pytest.mark.parametrize("play", EVERY + FIRST_STAGE, ids=named)
 def test_wakes_are_ends_of_steps(play: Play, cost: StepCostTable | None, seed: int) -> None:
     """Or two nanoseconds after a moment at which something came or ended; and nothing is told late."""
@@ -217,6 +229,7 @@ def test_wakes_are_ends_of_steps(play: Play, cost: StepCostTable | None, seed: i
     for (_, wake), (now, _) in pairwise(seen.wanted):
         if now == wake:
             assert wake in moments or np.abs(came + 2e-9 - wake).min() < 1e-15
+    np.testing.assert_array_equal(seen.desk.last_token_s, stepped.desk.last_token_s)
     for _, _, _, at in seen.news:
         assert any(at <= now <= at + 2.1e-9 for now, _ in seen.wanted)
 
