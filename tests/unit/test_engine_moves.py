@@ -139,6 +139,22 @@ def test_a_client_that_leaves_has_the_tokens_made_by_then(policy: str, ahead: bo
     assert not made.withdraw(1, 100.0)
 
 
+@pytest.mark.parametrize("policy", ["vllm-v1", "tensorrt-llm"])
+@pytest.mark.parametrize("makes", [1, 2, 3])
+def test_one_that_leaves_while_all_it_makes_is_in_flight(policy: str, makes: int) -> None:
+    """Planned ahead, its prompt and the step behind it are in flight: no token of either is its own any more."""
+    made, desk = at(policy, [20, 33], [makes, 4], settings={"max_num_batched_tokens": 64} | TWO_AHEAD)
+    made.submit(0, 20, makes, 0.0)
+    made.submit(1, 33, 4, 0.0)
+    made.advance(0.5)
+    assert look(made.state, "planned") == 2 and look(made.state, "batch_decodes")[:2].tolist() == [0, 1 + (makes > 1)]
+    assert made.withdraw(0, 0.5)
+    assert look(made.state, "batch_decodes")[:2].tolist() == [0, 1]
+    audit(made.state)
+    made.advance(50.0)
+    assert desk.last_token_s[1] == 4.0 and made.totals().gap_sum_s == 3.0
+
+
 def test_one_that_waits_leaves_the_queue_and_one_in_part_its_blocks() -> None:
     """70 tokens of which 48 are computed, and one of 20 behind it."""
     made, _ = at("vllm-v1", [70, 20, 30], [2, 2, 2], settings={"max_num_batched_tokens": 48})

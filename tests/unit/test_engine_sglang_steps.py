@@ -121,6 +121,9 @@ def test_a_prefill_engine_keeps_pages_until_they_are_read() -> None:
     assert (made.load().holding, made.load().waiting, made.load().free_blocks) == (1, 1, 20)
     assert made.progress() == {0: 0, 1: 0}
     audit(made.state)
+    survey = Survey([made])
+    survey.look(5.0)
+    assert survey.gauges.tolist() == [[0.0, 1.0, 1.0, 20.0, 50.0, 20.0]]
     made.transfer_ended(int(news.slot[0]), 6.0)
     assert (made.load().holding, made.load().free_blocks, made.wake_s) == (0, 50, pytest.approx(6.0))
     assert told(made.advance(8.0)) == [(PREFILLED, 1, 20, 7.0)]
