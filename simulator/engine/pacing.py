@@ -8,8 +8,9 @@ from simulator.compiled import compiled
 from simulator.cost.table import StepCostTable
 
 #: What of a step cost is not a number of seconds: shares, counts, and what stalls are drawn from.
-_NOT_SECONDS = {"affine", "launch_jitter", "launch_seed", "mixed_slower", "ranks", "stall_rate_hz"}
+_NOT_SECONDS = {"affine", "launch_jitter", "launch_most_seqs", "launch_seed", "mixed_slower", "ranks", "stall_rate_hz"}
 _NOT_SECONDS |= {"context_knots", "chunk_new_knots", "chunk_past_knots"}
+_NOT_SECONDS |= {"power_window_s", "power_idle", "power_exponent", "attention_drive"}
 
 
 def slowed(cost: StepCostTable, factor: float) -> StepCostTable:

@@ -10,7 +10,7 @@ import numpy as np
 from simulator.compiled import compiled
 from simulator.engine.blocks import blocks_for, close_table, free_blocks
 from simulator.engine.columns import RING
-from simulator.engine.queues import leave_running, leave_waiting
+from simulator.engine.queues import leave_running, leave_waiting, without
 from simulator.engine.rules import DISTSERVE
 from simulator.engine.state import (
     DECODE,

@@ -123,13 +123,13 @@ def test_a_decode_batch_runs_once_its_graph_is_launched(host_free_s: float, star
     e = with_cost(LAUNCHED, planned=9, completed=8, host_free_s=host_free_s)
     look(e, "batch_end_s")[0] = 3.5
     put(e, decode_tokens=10, peak_blocks=50)
-    assert push_batch(e, 3.0, 1.0, 7, 2.0, False) == start
+    assert push_batch(e, 3.0, 1.0, 0.0, 7, 2.0, False) == start
     assert (look(e, "gpu_free_s"), look(e, "batch_end_s")[0]) == (start + 1.0, start)
     assert (look(e, "batch_decodes")[1], look(e, "decode_tokens"), look(e, "planned")) == (7, 17, 10)
     assert look(e, "peak_blocks") == 50
     mixed = with_cost(LAUNCHED, host_free_s=host_free_s)
     begin = max(3.0, host_free_s)
-    assert push_batch(mixed, 3.0, 1.0, 7, 2.0, True) == begin
+    assert push_batch(mixed, 3.0, 1.0, 0.0, 7, 2.0, True) == begin
     assert look(mixed, "gpu_free_s") == begin + 2.0
 
 
