@@ -17,7 +17,7 @@ from simulator.metrics.confidence import batch_means, batch_percentile, paired, 
 from simulator.metrics.slo import SLO
 from simulator.planning.bounds import SLACK, most_rate, work_of
 from simulator.planning.candidates import DISAGGREGATED, colocated, disaggregated, splits, tuned, units
-from simulator.planning.capacity import CLOSE, find_capacity, ratio_of
+from simulator.planning.capacity import find_capacity, ratio_of
 from simulator.planning.plan import _bench, plan
 from simulator.planning.plan_spec import read_plan
 from simulator.planning.replicates import Bench, pieces_of
@@ -190,8 +190,9 @@ def test_the_best_split_is_that_of_exhaustive_search_and_nothing_pruned_beats_it
     rates = {c.name: find_capacity(same, c.text, 10.0, sure=False).rate for c in candidates}
     best = max(rates, key=lambda name: rates[name])
     assert len(candidates) >= 6
-    assert rates[found.answer["name"]] >= rates[best] / (1 + CLOSE)  # the search goes no closer
-    assert found.answer["max_rate_requests_per_s"] == pytest.approx(rates[best], rel=0.05)  # other first guess
+    # two splits may be as good as each other; from another first guess either's rate is found up to 5 % off
+    assert rates[found.answer["name"]] >= rates[best] / 1.05
+    assert found.answer["max_rate_requests_per_s"] == pytest.approx(rates[best], rel=0.05)
     pruned = {row["candidate"] for row in found.document["pruned"]}
     assert pruned
     assert all(rates[name] <= rates[best] for name in pruned)

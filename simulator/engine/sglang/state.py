@@ -101,7 +101,7 @@ def make_state(  # type: ignore[no-untyped-def]
         0,
         0.0,
         NEVER,
-        0.0,
+        -NEVER,
         -1.0,
         0,
         0,
