@@ -59,7 +59,14 @@ def test_an_idle_engine_has_nothing_anywhere(policy: str) -> None:
 
 def test_an_idle_sglang_engine_has_nothing_anywhere() -> None:
     e = idle("sglang", page_size=4, schedule_conservativeness=0.5)
-    others = {"plan_at_s": NEVER, "previous_end_s": -1.0, "sample_every_s": 0.01, "free_slots": SLOTS, "chunked": -1}
+    others = {
+        "plan_at_s": NEVER,
+        "posting_until_s": -NEVER,
+        "previous_end_s": -1.0,
+        "sample_every_s": 0.01,
+        "free_slots": SLOTS,
+        "chunked": -1,
+    }
     others |= {"ratio": pytest.approx(0.35), "free": 1600, "free_rows": 6, "new_chunked": -1, "lives_count": -1}
     nothing_but(sglang_columns.NUMBERS, e, **others)
     names = [*sglang_columns.SLOT_INTS, *sglang_columns.SLOT_FLOATS]
