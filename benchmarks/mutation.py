@@ -35,6 +35,7 @@ ROOMS: dict[str, list[str]] = {
     "engine": [
         "tests/unit/test_engine_*.py",
         "tests/oracle/test_engine_tight*.py",
+        "tests/oracle/test_engine_ranks.py",
         "tests/laws/test_launch_laws.py",
         "tests/unit/test_routers.py",
         "tests/oracle/test_kv_unshared.py",
