@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 
 from simulator.compiled import compiled
+from simulator.cost.table import at_count
 
 
 @compiled
@@ -20,10 +21,7 @@ def step_energy_s(cost, decodes, tokens, context, attention_s, chunks):  # type:
     ``context`` tokens of KV read by decode attention, and of prefill attention that takes ``attention_s``."""
     if cost.power_window_s == 0.0:
         return 0.0
-    values = cost.mixed_energy_s if chunks > 0 else cost.decode_energy_s
-    count = tokens if chunks > 0 else decodes
-    last = values.size - 1
-    own = values[count] if count <= last else values[last] + (values[last] - values[last - 1]) * (count - last)
+    own = at_count(cost.mixed_energy_s, tokens) if chunks > 0 else at_count(cost.decode_energy_s, decodes)
     return own + cost.context_energy_s * context + cost.attention_drive * attention_s
 
 

@@ -7,7 +7,9 @@ look-up and one linear interpolation a step. Decode time is affine in the summed
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,8 @@ from numpy.typing import NDArray
 from simulator.compiled import compiled, record
 
 Floats = NDArray[np.float64]
+#: Plain numbers of a table, by the name of their annotation, as compiled code takes them.
+_NUMBERS: dict[Any, Callable[[Any], float]] = {"float": float, "int": int}
 
 
 @dataclass(frozen=True)
@@ -112,53 +116,7 @@ def affine_cost(
     return StepCostTable(True, base_s, per_token_s, per_context_token_s, per_sequence_s)
 
 
-StepCost = record(
-    "StepCost",
-    (
-        "affine",
-        "base_s",
-        "per_token_s",
-        "per_context_token_s",
-        "per_sequence_s",
-        "decode_s",
-        "decode_floor_s",
-        "decode_add_s",
-        "mixed_s",
-        "mixed_floor_s",
-        "mixed_add_s",
-        "mixed_launch_s",
-        "mixed_prepare_s",
-        "launch_jitter",
-        "cold_prompt_s",
-        "cold_past_s",
-        "launch_seq_s",
-        "launch_most_seqs",
-        "stall_rate_hz",
-        "stall_s",
-        "launch_seed",
-        "queue_launch_s",
-        "queue_share",
-        "decode_launch_s",
-        "mixed_slower",
-        "per_finished_prefill_s",
-        "context_knots",
-        "decode_attention_s",
-        "chunk_new_knots",
-        "chunk_past_knots",
-        "chunk_attention_s",
-        "ranks",
-        "mixed_rank_s",
-        "mixed_slack_s",
-        "power_window_s",
-        "power_idle",
-        "power_exponent",
-        "mixed_energy_s",
-        "decode_energy_s",
-        "context_energy_s",
-        "attention_drive",
-    ),
-    __name__,
-)
+StepCost = record("StepCost", tuple(field.name for field in fields(StepCostTable)), __name__)
 
 
 @compiled
@@ -341,49 +299,8 @@ def mixed_step_seconds(  # type: ignore[no-untyped-def]
 
 def step_cost_record(table: StepCostTable) -> object:
     """The table as the record that compiled code reads."""
-    return make_step_cost(
-        table.affine,
-        float(table.base_s),
-        float(table.per_token_s),
-        float(table.per_context_token_s),
-        float(table.per_sequence_s),
-        table.decode_s,
-        table.decode_floor_s,
-        table.decode_add_s,
-        table.mixed_s,
-        table.mixed_floor_s,
-        table.mixed_add_s,
-        table.mixed_launch_s,
-        float(table.mixed_prepare_s),
-        float(table.launch_jitter),
-        float(table.cold_prompt_s),
-        float(table.cold_past_s),
-        float(table.launch_seq_s),
-        int(table.launch_most_seqs),
-        float(table.stall_rate_hz),
-        float(table.stall_s),
-        int(table.launch_seed),
-        float(table.queue_launch_s),
-        float(table.queue_share),
-        table.decode_launch_s,
-        float(table.mixed_slower),
-        float(table.per_finished_prefill_s),
-        table.context_knots,
-        table.decode_attention_s,
-        table.chunk_new_knots,
-        table.chunk_past_knots,
-        table.chunk_attention_s,
-        int(table.ranks),
-        table.mixed_rank_s,
-        table.mixed_slack_s,
-        float(table.power_window_s),
-        float(table.power_idle),
-        float(table.power_exponent),
-        table.mixed_energy_s,
-        table.decode_energy_s,
-        float(table.context_energy_s),
-        float(table.attention_drive),
-    )
+    values = ((field.type, getattr(table, field.name)) for field in fields(table))
+    return make_step_cost(*(_NUMBERS[kind](value) if kind in _NUMBERS else value for kind, value in values))
 
 
 def prefill_rate(table: StepCostTable, tokens: int) -> float:

@@ -8,6 +8,7 @@ part in. A step planned ahead by then still has it: that token is thrown away, a
 from __future__ import annotations
 
 from simulator.compiled import compiled
+from simulator.engine.queues import without
 from simulator.engine.sglang.columns import RING
 from simulator.engine.sglang.memory import release
 from simulator.engine.sglang.ranks import forget_cut
@@ -108,14 +109,3 @@ def give_back(e, s):  # type: ignore[no-untyped-def]
     """What the slot holds, and the slot; nothing more of it goes to the tree."""
     release(e, s)
     free_slot(e, s)
-
-
-@compiled
-def without(slots, count, s):  # type: ignore[no-untyped-def]
-    """Take a slot out of the first ``count`` of a list, the order of the others kept; returns how many are left."""
-    kept = 0
-    for i in range(count):
-        if slots[i] != s:
-            slots[kept] = slots[i]
-            kept += 1
-    return kept
