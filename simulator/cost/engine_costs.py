@@ -57,6 +57,7 @@ class CostsFile(Schema):
     mixed_layer_s: HostSeconds
     mixed_gap_s: HostSeconds
     mixed_slower: float = Field(ge=0, le=1, default=0.0)
+    full_clock_formats: tuple[Literal["bf16", "fp8", "nvfp4", "mxfp4", "int8"], ...] = ()
     mixed_graph_tokens: int = Field(ge=0, le=10**9, default=0)
     launch_ahead: bool = False
     launch_jitter: float = Field(ge=0, le=1, default=0.0)
@@ -71,6 +72,7 @@ class CostsFile(Schema):
     power_limit: bool = False
     past_attention: float = Field(ge=0, le=2, default=0.0)
     sampling_logit_s: float = Field(ge=0, le=1e-6, default=0.0)
+    all_reduce_wait_s: float = Field(ge=0, le=1e-3, default=0.0)
     frontend_s: HostSeconds
     detokenise_s: HostSeconds
     frontend_prompt_token_s: HostSeconds = 0.0
@@ -100,7 +102,7 @@ class CostsFile(Schema):
 
 
 #: Seconds that no faster host shortens.
-_NOT_OF_HOST = ("stall_s", "sampling_logit_s")
+_NOT_OF_HOST = ("stall_s", "sampling_logit_s", "all_reduce_wait_s")
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ class EngineCosts:
     at them). ``power_limit``: steps keep to the GPU's power limit (``simulator.cost.power``; the kernels of the tables
     then stand for full clocks), and ``past_attention`` is how fast prefill attention is over earlier tokens at full
     clocks, over its speed on a chunk's own (0: as the tables' profile says). ``sampling_logit_s``: GPU seconds of
-    choosing a token, for each logit, beside reading them.
+    choosing a token, for each logit, beside reading them. ``all_reduce_wait_s``: what ranks wait for one another at
+    each all-reduce of a step, which the tables' loop, where all ranks start together, does not hold.
     ``low_latency_tokens``: up to so many tokens the router and the compression of MLA, stored in bf16, run on kernels
     that read weights as fast as memory gives them.
     """
@@ -207,6 +210,7 @@ class EngineCosts:
     expert_token_s: float = 0.0
     expert_widening: float = 1.0
     mixed_slower: float = 0.0
+    full_clock_formats: tuple[str, ...] = ()
     launch_seq_s: float = 0.0
     launch_most_seqs: int = 2**31
     stall_rate_hz: float = 0.0
@@ -214,6 +218,7 @@ class EngineCosts:
     power_limit: bool = False
     past_attention: float = 0.0
     sampling_logit_s: float = 0.0
+    all_reduce_wait_s: float = 0.0
 
     def on_host(self, speed: float | None) -> EngineCosts:
         """The same engine on a host that runs one thread ``speed`` times as fast as the one beside an H100 (None: as

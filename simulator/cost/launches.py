@@ -71,7 +71,7 @@ def eager_launch(step: Step, tokens: Floats) -> Floats:
 def launch_floor(step: Step, tokens: Floats) -> Floats:
     """``eager_launch`` as a floor under GPU time that ``mixed_slower`` is yet to stretch: that slows kernels, not the
     host."""
-    return eager_launch(step, tokens) / (1.0 + step.costs.mixed_slower)
+    return eager_launch(step, tokens) / (1.0 + step.mixed_slower)
 
 
 def prepare_s(costs: EngineCosts) -> float:

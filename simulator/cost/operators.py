@@ -47,6 +47,12 @@ class Step:
         return self.costs.on_host(self.gpu.host_speed)
 
     @cached_property
+    def mixed_slower(self) -> float:
+        """``EngineCosts.mixed_slower`` of this model's format."""
+        cool = self.precision.gemm_arithmetic in self.costs.full_clock_formats
+        return 0.0 if cool else self.costs.mixed_slower
+
+    @cached_property
     def kernels(self) -> Kernels:
         return kernels_of(self.gpu)
 
@@ -109,10 +115,12 @@ class Step:
         found = collectives.EngineAllReduce.of(
             self.kernels, self.parallel.tp, self.costs.all_reduce, self.costs.fused_all_reduce, most
         )
-        hidden = self.model.hidden
-        yield Operator(
-            name, launches, lambda t: found.time(collectives.message_bytes(self.local(t), hidden)), found.origin()
-        )
+        hidden, wait_s = self.model.hidden, self.costs.all_reduce_wait_s
+
+        def time(tokens: Floats) -> Time:
+            return found.time(collectives.message_bytes(self.local(tokens), hidden)).after(wait_s)
+
+        yield Operator(name, launches, time, found.origin())
 
     # -- layers ----------------------------------------------------------------------------------------------------
 

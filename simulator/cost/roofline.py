@@ -57,6 +57,10 @@ class Time:
         """The same work, with so many seconds of computation more."""
         return replace(self, seconds=self.seconds + seconds, compute_s=self.compute_s + seconds)
 
+    def after(self, seconds: float) -> Time:
+        """The same work, begun so many seconds later."""
+        return replace(self, seconds=self.seconds + seconds, fixed_s=self.fixed_s + seconds)
+
     def without_fixed(self) -> Time:
         """The part that grows with the work: for kernels that serve several chunks in one launch."""
         return replace(self, seconds=np.maximum(self.seconds - self.fixed_s, 0.0), fixed_s=self.fixed_s * 0)
@@ -221,13 +225,13 @@ def decode_attention_time(
     moved = n * kv * shape.kv_bytes + n * shape.heads * (shape.qk_dim + shape.v_dim) * 2.0
     units = n * shape.kv_heads
     pieces = units * np.maximum(kv / kernel["split_tokens"], 1.0)
-    starved = (1.0 + (kernel["fill"] * gpu.sms / pieces) ** 2.0) ** 0.5
+    starved = kernel["fill"] * gpu.sms / pieces
+    miss = l2_miss(gpu, moved, kernel["l2_share"])
+    loop = miss + (1.0 - miss) / kernel["l2_speed"]
     compute = flops / (kernel["compute"] * gpu.peak_flops[shape.arithmetic])
     compute = compute + kernel["unit_s"] * units / gpu.sms
-    memory = moved * starved / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
-    if warm:
-        miss = l2_miss(gpu, moved, kernel["l2_share"])
-        memory = memory * (miss + (1.0 - miss) / kernel["l2_speed"])
+    slower = loop * (1.0 + starved**2.0) ** 0.5 if warm else (1.0 + (loop * starved) ** 2.0) ** 0.5
+    memory = moved * slower / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
     return _time(kernel["t0_s"], compute, memory, kernel["p"], flops, moved)
 
 
