@@ -41,6 +41,7 @@ class ExpertBackend(Schema):
     expert_token_s: float = Field(ge=0, le=1, default=0.0)
     expert_widening: float = Field(gt=0, le=10, default=1.0)
     eager_moe_layer_s: HostSeconds | None = None
+    router_choice_inside: bool = False
     source: str
 
 
@@ -90,6 +91,7 @@ class CostsFile(Schema):
     expert_block_rows: int = Field(ge=0, le=4096, default=0)
     rope_in_attention: bool = False
     low_latency_tokens: int = Field(ge=0, le=10**6, default=0)
+    low_latency_router_tokens: int = Field(ge=0, le=10**6, default=0)
     all_reduce: str
     expert_all_to_all: Literal["all_gather", "deepep"] = "all_gather"
     prompt_exchange: Literal["gather", "all_reduce"] = "gather"
@@ -202,6 +204,7 @@ class EngineCosts:
     expert_block_rows: int = Field(ge=0, le=4096, default=0)
     rope_in_attention: bool = False
     low_latency_tokens: int = 0
+    low_latency_router_tokens: int = 0
     expert_kernels: str = ""
     expert_routing_s: float = 0.0
     shared_experts: str = "apart"
@@ -209,6 +212,7 @@ class EngineCosts:
     cold_past_s: float = 0.0
     expert_token_s: float = 0.0
     expert_widening: float = 1.0
+    router_choice_inside: bool = False
     mixed_slower: float = 0.0
     full_clock_formats: tuple[str, ...] = ()
     launch_seq_s: float = 0.0

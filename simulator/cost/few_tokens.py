@@ -18,8 +18,10 @@ FEW_TOKENS = ("router", "q and kv compression")
 def at_few_tokens(step: Step, found: Operator) -> Operator:
     """An operator as it is, or at the bandwidth of memory for few tokens, if the engine has a kernel for them."""
     formats = (step.precision.attention_weight_format, step.precision.attention_gemm_arithmetic)
-    most = step.costs.low_latency_tokens
-    if not most or step.model.mla is None or found.name not in FEW_TOKENS:
+    latent = step.model.mla is not None
+    biased = step.model.details.router_bias and found.name == FEW_TOKENS[0]
+    most = step.costs.low_latency_tokens if latent else step.costs.low_latency_router_tokens if biased else 0
+    if not most or found.name not in FEW_TOKENS:
         return found
     if found.name != FEW_TOKENS[0] and gemm_format(step.gpu, *formats)[0] != "bf16":
         return found

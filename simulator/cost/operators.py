@@ -198,7 +198,8 @@ class Step:
         m, moe, layers = self.model, self.model.moe, self.model.moe_layers
         assert moe is not None
         yield self.gemm("router", layers, (moe.experts, m.hidden), PLAIN)
-        yield self.stream("top-k of the router", layers, 2 * moe.experts * 4.0)
+        chooses = 0 if self.costs.router_choice_inside else layers
+        yield self.stream("top-k of the router", chooses, 2 * moe.experts * 4.0)
         if moe.shared_width:
             yield from self._mlp(SHARED, layers, moe.shared_width)
         fixed_s, token_s = self.costs.expert_routing_s, self.costs.expert_token_s
@@ -249,7 +250,8 @@ class Step:
 
         def time(tokens: Floats) -> Time:
             chosen = np.minimum(tokens, 1.0) if identical else tokens
-            active = active_experts(shape, chosen, None if self.routing == "balanced" else 1.0)
+            dealt = None if self.routing == "balanced" else 1.0
+            active = active_experts(shape, chosen, dealt, self.costs.experts.skew)
             return kernel.apply(moe_time(self.gpu, kernel.parameters, form, shape, (tokens, active)), key, tokens)
 
         origin = kernel.origin(key)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -247,19 +249,36 @@ class MoeShape:
     matrices: float = 3.0
 
 
-def active_experts(shape: MoeShape, tokens: ArrayLike, dealt: ArrayLike | None = None) -> Floats:
+#: Popularities over which ``active_experts`` averages where experts are not equally popular.
+POPULARITIES = 32
+
+
+def active_experts(shape: MoeShape, tokens: ArrayLike, dealt: ArrayLike | None = None, skew: float = 0.0) -> Floats:
     """Distinct experts of this GPU that at least one token chooses.
 
-    If choices are independent: ``local * (1 - (1 - top_k / experts)^tokens)``. ``dealt``: tokens are dealt out in turn,
-    as in the measured tables, over this fraction of the experts: none gets a second one before all of them have one.
+    If choices are independent: ``local * (1 - (1 - top_k / experts)^tokens)``. ``skew``: popularities are lognormal, and
+    this is the standard deviation of their logarithm. ``dealt``: tokens are dealt out in turn, as in the measured
+    tables, over this fraction of the experts: none gets a second one before all of them have one.
     """
     t = np.asarray(tokens, dtype=np.float64)
     if dealt is not None:
         rows = t * shape.top_k * shape.local_experts / shape.experts
         turns: Floats = np.maximum(np.minimum(rows, shape.local_experts) * dealt, 1.0)
         return turns
-    miss = np.maximum(1.0 - shape.top_k / np.asarray(shape.experts, dtype=np.float64), 1e-12)
-    result: Floats = shape.local_experts * (1.0 - miss**t)
+    share = np.expand_dims(np.asarray(shape.top_k / np.asarray(shape.experts, dtype=np.float64)), -1)
+    missed = (np.maximum(1.0 - popularities(skew) * share, 1e-12) ** np.expand_dims(t, -1)).mean(axis=-1)
+    result: Floats = shape.local_experts * (1.0 - missed)
+    return result
+
+
+@lru_cache(maxsize=16)
+def popularities(skew: float) -> Floats:
+    """How often experts of equally large classes are chosen, over the mean."""
+    if skew == 0.0:
+        return np.ones(1)
+    normal = NormalDist(0.0, skew)
+    found = np.exp([normal.inv_cdf((i + 0.5) / POPULARITIES) for i in range(POPULARITIES)])
+    result: Floats = found / found.mean()
     return result
 
 
