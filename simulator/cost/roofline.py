@@ -220,7 +220,8 @@ def decode_attention_time(
     Parameters: t0_s, compute, memory, p; fill: work comes in pieces of ``split_tokens``, and fewer than ``fill`` a
     processor do not saturate memory; unit_s: what each sequence and KV head costs a processor; l2_share, l2_speed:
     ``warm`` data (a benchmark's loop on one cache) that fit in L2 are read that much faster. In an engine they are
-    cold: everything else of a step has passed through L2 since.
+    cold: everything else of a step has passed through L2 since. That makes bandwidth smaller, but not what pieces too
+    few to ask for all of it wait for: they keep the time that was measured.
     """
     n, kv = np.asarray(batch[0], dtype=np.float64), np.asarray(batch[1], dtype=np.float64)
     flops = 2.0 * shape.heads * (shape.qk_dim + shape.v_dim) * n * kv
@@ -232,8 +233,10 @@ def decode_attention_time(
     loop = miss + (1.0 - miss) / kernel["l2_speed"]
     compute = flops / (kernel["compute"] * gpu.peak_flops[shape.arithmetic])
     compute = compute + kernel["unit_s"] * units / gpu.sms
-    slower = loop * (1.0 + starved**2.0) ** 0.5 if warm else (1.0 + (loop * starved) ** 2.0) ** 0.5
+    slower = (1.0 + (starved if warm else loop * starved) ** 2.0) ** 0.5
     memory = moved * slower / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
+    if warm:
+        memory = memory * loop
     return _time(kernel["t0_s"], compute, memory, kernel["p"], flops, moved)
 
 
@@ -256,8 +259,8 @@ POPULARITIES = 32
 def active_experts(shape: MoeShape, tokens: ArrayLike, dealt: ArrayLike | None = None, skew: float = 0.0) -> Floats:
     """Distinct experts of this GPU that at least one token chooses.
 
-    If choices are independent: ``local * (1 - (1 - top_k / experts)^tokens)``. ``skew``: popularities are lognormal, and
-    this is the standard deviation of their logarithm. ``dealt``: tokens are dealt out in turn, as in the measured
+    If choices are independent: ``local * (1 - (1 - top_k / experts)^tokens)``. ``skew``: popularities are lognormal,
+    and this is the standard deviation of their logarithm. ``dealt``: tokens are dealt out in turn, as in the measured
     tables, over this fraction of the experts: none gets a second one before all of them have one.
     """
     t = np.asarray(tokens, dtype=np.float64)

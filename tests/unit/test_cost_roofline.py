@@ -121,6 +121,16 @@ def test_decode_attention_reads_the_cache_once_and_faster_only_where_a_benchmark
     assert large[0] == pytest.approx(large[1], rel=1e-6)
 
 
+def test_pieces_too_few_to_fill_the_gpu_wait_as_long_as_was_measured() -> None:
+    shape, starved = AttentionShape(8, 1, 128, 128, 512.0), {**DECODE, "fill": 4.0}
+    few = [decode_attention_time(GPU, starved, shape, (2.0, 512.0), warm=w).memory_s for w in (True, False)]
+    assert few[1] == pytest.approx(few[0], rel=1e-3)  # latency: not a matter of L2
+    full = {**DECODE, "fill": 0.01}  # where the same pieces do fill it, it is
+    many = [decode_attention_time(GPU, full, shape, (2.0, 512.0), warm=w).memory_s for w in (True, False)]
+    assert many[1] > 1.5 * many[0]
+    assert few[1] > (2 * 512 * 512 + 2 * 8 * 256 * 2) / 3.35e12
+
+
 def test_distinct_experts_are_those_of_independent_choices() -> None:
     shape = MoeShape(64, 32, 16, 16, 2)
     rng = np.random.default_rng(0)
@@ -130,6 +140,17 @@ def test_distinct_experts_are_those_of_independent_choices() -> None:
     assert float(active_experts(shape, tokens, 1.0)) == 16.0
     assert float(active_experts(shape, 4, 1.0)) == 8.0
     assert float(active_experts(shape, 64, 0.5)) == 8.0
+
+
+def test_fewer_distinct_experts_are_chosen_where_they_are_not_equally_popular() -> None:
+    shape = MoeShape(64, 32, 256, 256, 8)
+    rng = np.random.default_rng(0)
+    load = np.exp(0.9 * rng.standard_normal((400, 256)))
+    chance = np.minimum(8 * load / load.sum(axis=1, keepdims=True), 1.0)
+    drawn = [(rng.random((16, 256)) < row).any(axis=0).sum() for row in chance]
+    assert float(active_experts(shape, 16, skew=0.9)) == pytest.approx(np.mean(drawn), rel=0.02)
+    assert float(active_experts(shape, 16, skew=0.9)) < 0.9 * float(active_experts(shape, 16))
+    assert float(active_experts(shape, 1, skew=0.9)) == pytest.approx(8.0)
 
 
 def test_expert_weights_are_read_only_where_an_expert_is_active() -> None:
