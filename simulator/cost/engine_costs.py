@@ -117,7 +117,8 @@ class EngineCosts:
     hides. ``mixed_step_s``, ``mixed_layer_s``: host time to launch a step with prefill tokens, whose kernels are not
     one CUDA graph: a floor under its GPU time. ``mixed_gap_s``: what such a step takes more than its GPU work.
     ``mixed_slower``: by how much longer its kernels take than those of the tables (a GPU at its power limit runs
-    slower than in the short bursts that were measured). ``mixed_graph_tokens``: steps of more tokens launch every
+    slower than in the short bursts that were measured), but for linear layers in one of ``full_clock_formats``, whose
+    kernels do not reach that limit. ``mixed_graph_tokens``: steps of more tokens launch every
     kernel on its own (0: they always do, or the floor above says it all), at host seconds of ``eager_layer_s`` a
     layer, ``eager_moe_layer_s`` more with routed experts (Triton kernels; those of one call take less) and
     ``eager_mla_layer_s`` more with MLA, and ``eager_block_gemm_s`` more for each GEMM in fp8_block (see
@@ -161,7 +162,8 @@ class EngineCosts:
     choosing a token, for each logit, beside reading them. ``all_reduce_wait_s``: what ranks wait for one another at
     each all-reduce of a step, which the tables' loop, where all ranks start together, does not hold.
     ``low_latency_tokens``: up to so many tokens the router and the compression of MLA, stored in bf16, run on kernels
-    that read weights as fast as memory gives them.
+    that read weights as fast as memory gives them; ``low_latency_router_tokens``: the same for a router with a bias.
+    ``router_choice_inside``: its experts' kernels choose from the router's logits themselves.
     """
 
     name: str

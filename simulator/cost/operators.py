@@ -47,12 +47,6 @@ class Step:
         return self.costs.on_host(self.gpu.host_speed)
 
     @cached_property
-    def mixed_slower(self) -> float:
-        """``EngineCosts.mixed_slower`` of this model's format."""
-        cool = self.precision.gemm_arithmetic in self.costs.full_clock_formats
-        return 0.0 if cool else self.costs.mixed_slower
-
-    @cached_property
     def kernels(self) -> Kernels:
         return kernels_of(self.gpu)
 

@@ -21,6 +21,7 @@ from simulator.cost.launches import (
     launch_ahead_s,
     launch_floor,
     launch_seqs_s,
+    mixed_slower,
     prepare_s,
     queue_launch_s,
     queue_share,
@@ -82,7 +83,7 @@ def _hosts(step: Step, seqs: Floats, *, mixed: bool) -> HostTime:
     launched = np.full(seqs.shape, mixed) | (seqs > largest * step.parallel.dp)
     if costs.launch_ahead and mixed:
         launched = np.zeros(seqs.shape, dtype=bool)
-    launch = costs.mixed_step_s + costs.mixed_layer_s * step.model.layers + launch_seqs_s(step, own)
+    launch = costs.mixed_step_s + costs.mixed_layer_s * step.model.layers
     floor = np.where(launched, np.maximum(floor, launch), floor)
     return HostTime(floor, add + (costs.mixed_gap_s if mixed else 0.0))
 
@@ -180,7 +181,7 @@ def mixed_step_seconds(step: Step, chunks: Sequence[tuple[int, int]], seqs: int 
         gpu = gpu + step.attention.chunk_seconds(np.array([float(new)]), np.array([float(past)])) * uneven
     count = np.array([float(seqs + len(chunks))])
     host = _hosts(step, count, mixed=True)
-    gpu = gpu * (1.0 + step.mixed_slower)
+    gpu = gpu * (1.0 + mixed_slower(step))
     alone = np.maximum(gpu, host.floor_s) + host.add_s + _sum(step.sequence_operators, count)
     launch_s = launch_ahead_s(step, tokens) + launch_seqs_s(step, count)
     return float(np.maximum(alone + prepare_s(step.hosted), launch_s)[0])
@@ -251,7 +252,7 @@ def _build(key: _Key) -> StepCostTable:
         queue_launch_s=queue_launch_s(step),
         queue_share=queue_share(step),
         decode_launch_s=decode_launch_s(step, seqs),
-        mixed_slower=step.mixed_slower,
+        mixed_slower=mixed_slower(step),
         context_knots=contexts,
         decode_attention_s=step.attention.decode_seconds(seqs[:, None], contexts[None, :]),
         chunk_new_knots=new,
@@ -324,7 +325,7 @@ def _uneven_lines(step: Step, chunks: Sequence[tuple[int, int]], seqs: int) -> l
 
 def _slower_lines(step: Step, gpu_s: float) -> list[OperatorCost]:
     """What the kernels of a step with prompts take more than those of the tables."""
-    slower_s, place = step.mixed_slower * gpu_s, f"engine profile {step.costs.name}"
+    slower_s, place = mixed_slower(step) * gpu_s, f"engine profile {step.costs.name}"
     return [OperatorCost("slower than in the tables", 1, slower_s, "compute", 0.0, 0.0, place)] if slower_s > 0 else []
 
 
