@@ -34,8 +34,6 @@ LOW_LATENCY_GPUS = 4
 DEEPEP_RANKS = 8
 #: Day of the recipe (``recipes/b200-fp8/8k1k.yaml``) that followed the first ones of DeepSeek-R1 fp8 on B200.
 B200_FP8_LATER = "2026-03"
-#: ``--max_num_tokens`` of the first script of DeepSeek-R1 fp4 (``dsr1_fp4_b200_trt_slurm.sh``, 2025-10).
-FIRST_SCRIPT_TOKENS = 2200
 
 
 def is_deepseek_on_trtllm(point: Point) -> bool:
@@ -215,9 +213,11 @@ def chat_tokens(point: Point) -> int:
     return CHAT_TOKENS.get(point.model, 0) if in_vllm_sweep(point) else 0
 
 
-def is_first_fp4_script(point: Point) -> bool:
-    """Whether a run of DeepSeek-R1 fp4 on TensorRT-LLM is of the time of the first script (rows without a version)."""
-    return is_deepseek_on_trtllm(point) and point.precision == "fp4" and not point.version
+def is_first_script(point: Point) -> bool:
+    """Whether a run of DeepSeek-R1 on TensorRT-LLM is of the time (2025-11, rows without a version) when the scripts
+    gave a step room for one prompt and a token for each client (``MAX_NUM_TOKENS`` of ``dsr1_fp4_b200_trt_slurm.sh``);
+    at least 8,192 tokens came later."""
+    return is_deepseek_on_trtllm(point) and not point.version
 
 
 def trtllm_slots(point: Point) -> int:

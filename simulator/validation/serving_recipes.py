@@ -15,7 +15,6 @@ from simulator.cluster.profiles import load_profile
 from simulator.cluster.settings import Value
 from simulator.models.precision import Precision
 from simulator.validation.serving_deployments import (
-    FIRST_SCRIPT_TOKENS,
     ONE_PROMPT_TOKENS,
     context_step,
     decode_slots,
@@ -25,7 +24,7 @@ from simulator.validation.serving_deployments import (
     in_vllm_sweep,
     is_deepep,
     is_deepseek_on_trtllm,
-    is_first_fp4_script,
+    is_first_script,
     sequences_at_once,
     serves_one_prompt,
     sglang_pool,
@@ -53,6 +52,8 @@ COLD_BUILDS = (("2025-11-15", "sglang-0.5.3-b200"), ("~", "sglang-0.5.5-b200"))
 FLASHINFER_MLA = "sglang-flashinfer-mla"
 #: SGLang with DeepEP, as the recipes of 2025-12 and later start it: no two-batch overlap.
 WIDE_EXPERTS = "sglang-deepep-0.5"
+#: TensorRT-LLM as the benchmark's runs of DeepSeek-R1 of 2025-11 had it, which state no version.
+FIRST_TRTLLM = "tensorrt-llm-1.1-first"
 #: TensorRT-LLM whose steps with prompts run as piecewise CUDA graphs.
 PIECEWISE = "tensorrt-llm-piecewise"
 #: Multi-token prediction of DeepSeek-R1 on the benchmark's text. Acceptance: fit to TPOT of its runs with three drafts
@@ -99,7 +100,7 @@ def _profile(point: Point) -> str:
     if not version and point.backend == "sglang" and point.system == "b200_sxm":
         return next(name for before, name in COLD_BUILDS if point.measured < before)
     if not version:
-        return "tensorrt-llm-1.1" if is_deepseek_on_trtllm(point) else UNSTATED[point.backend]
+        return FIRST_TRTLLM if is_deepseek_on_trtllm(point) else UNSTATED[point.backend]
     if point.origin == "inferencex" and point.mode == "disagg":
         return PROFILES[point.backend][-1][1]  # the version stated is that of the orchestrator
     return _of_version(point, version)
@@ -253,7 +254,7 @@ def _trtllm_deepseek(point: Point, longest: int, short: bool) -> dict[str, Any]:
     batch = max(point.concurrency // (parallel.dp if drafts else 1), 1)
     tokens = -(-((1 + drafts) * batch + point.input_tokens + 64) // 64) * 64
     if drafts == 0 and not hopper:
-        tokens = max(tokens, FIRST_SCRIPT_TOKENS if is_first_fp4_script(point) else 8192)
+        tokens = max(tokens, 0 if is_first_script(point) else 8192)
     found: dict[str, Any] = {
         "max_num_tokens": max(tokens, longest + (1 + drafts) * batch),
         "free_gpu_memory_fraction": 0.75 if hopper else 0.7 if apart and point.precision == "fp8" else 0.8,
