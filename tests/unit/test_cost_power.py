@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from simulator.cluster.assembly import assemble
@@ -14,13 +15,14 @@ from simulator.cluster.topology import load_topology
 from simulator.cost.engine_costs import load_engine_costs
 from simulator.cost.operators import Step
 from simulator.cost.power import held_s, relaxed, step_energy_s, under_limit
-from simulator.cost.step import build_step_cost
+from simulator.cost.step import build_step_cost, explain_step
 from simulator.cost.table import StepCostTable, step_cost_record
 from simulator.hardware.power import power_limit
 from simulator.hardware.profiles import load_gpu
 from simulator.models.catalogue import load_model
 from simulator.models.precision import Parallel, Precision
 from simulator.validation.engine_steps import validate_steps
+from simulator.validation.workloads import replay
 from simulator.workload.arrivals import Arrivals
 from simulator.workload.trace import Trace
 
@@ -160,3 +162,51 @@ def test_decode_steps_measured_on_a_second_h200() -> None:
     assert len(errors) == 42
     assert np.median(errors) < 3.0
     assert max(errors) < 10.0
+
+
+LAYERS = 32
+#: Operators of a layer by the profile's names; gaps between kernels and attention have several lines of a step each.
+LAYER_OPERATORS = {
+    "attention norm",
+    "qkv projection",
+    "rotary embedding",
+    "KV cache write",
+    "output projection",
+    "feed-forward norm",
+    "MLP gate and up",
+    "MLP activation",
+    "MLP down",
+    "prefill attention",
+    "decode attention",
+    "prefill attention launches",
+    "gaps between kernels",
+    "slower than in the tables",
+}
+
+
+@pytest.mark.parametrize(("kind", "prefill", "tolerance"), [("decode", (), 0.03), ("mixed", ((600, 0),), 0.05)])
+def test_a_layer_beside_250_sequences_takes_what_its_kernels_took(
+    kind: str, prefill: tuple[tuple[int, int], ...], tolerance: float
+) -> None:
+    rows = pd.read_csv(MEASURED / "layers.csv", keep_default_na=False)
+    measured_us = rows.median_us[rows.step == kind].sum()
+    lines = explain_step(
+        load_model("llama-3.1-8b"),
+        load_gpu("h200_sxm"),
+        Precision(),
+        Parallel(),
+        load_engine_costs("vllm-0.25"),
+        prefill=prefill,
+        decode=(250, 250 * 1360.0),
+    )
+    simulated_us = 1e6 * sum(line.seconds for line in lines if line.operator in LAYER_OPERATORS) / LAYERS
+    assert simulated_us == pytest.approx(measured_us, rel=tolerance)
+
+
+def test_250_sequences_decode_at_the_power_limit_as_measured() -> None:
+    """A run that no constant of the limit was fitted to; the GPU ran at 1,750 to 1,790 MHz and 690 W throughout."""
+    row = pd.read_csv(MEASURED / "workloads.csv").query("stage == 'h200c_tp1'").to_dict("records")[0]
+    figures = {(f.metric, f.statistic): f.error_percent for f in replay(row, MEASURED).figures}
+    clocks = pd.read_csv(MEASURED / "clocks.csv").query("workload == 'decode_250'")
+    assert clocks.share_at_power_limit.min() == 1.0
+    assert abs(figures["tpot", "mean"]) < 2.0
