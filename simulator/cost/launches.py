@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from simulator.cost.engine_costs import EngineCosts
@@ -11,6 +13,30 @@ from simulator.cost.roofline import Floats
 
 #: Kernels of a layer of routed experts: quantising, counting and sorting by expert, two grouped GEMMs, activation, sum.
 EXPERT_KERNELS = 7
+
+
+@dataclass(frozen=True)
+class HostTime:
+    """Floor under a step's GPU time, and what it takes beside it, by number of sequences."""
+
+    floor_s: Floats
+    add_s: Floats
+
+
+def host_time(step: Step, seqs: Floats, *, mixed: bool) -> HostTime:
+    """The host's share of a step of ``seqs`` sequences, with prompts (``mixed``) or without."""
+    costs = step.hosted
+    own = step.local(seqs)  # each data-parallel rank has a scheduler process of its own
+    work = costs.host_step_s + costs.host_seq_s * own
+    add = costs.step_gap_s + costs.seq_gap_s * own + (0.0 if costs.overlap else work)
+    floor = work if costs.overlap else np.zeros_like(work)
+    largest = max(costs.decode_graph_sizes, default=0)
+    launched = np.full(seqs.shape, mixed) | (seqs > largest * step.parallel.dp)
+    if costs.launch_ahead and mixed:
+        launched = np.zeros(seqs.shape, dtype=bool)
+    launch = costs.mixed_step_s + costs.mixed_layer_s * step.model.layers
+    floor = np.where(launched, np.maximum(floor, launch), floor)
+    return HostTime(floor, add + (costs.mixed_gap_s if mixed else 0.0))
 
 
 def block_gemms(step: Step) -> int:
@@ -112,3 +138,19 @@ def between_kernels_s(step: Step, tokens: Floats) -> Floats:
     eager = step.local(tokens) > step.costs.mixed_graph_tokens
     seconds: Floats = step.attention.chunk_launch_s() + np.where(eager, gaps_s, 0.0)
     return seconds
+
+
+def decode_kernels(step: Step, seqs: Floats, padded: Floats) -> Floats:
+    """Kernels of a pure decode step of ``seqs`` sequences, which computes ``padded``: all that take any time."""
+    counted = ((step.decode_token_operators, padded), (step.sequence_operators, seqs))
+    found = np.full(np.shape(seqs), float(sum(layers for _, layers in step.attention.layers)))
+    for operators, counts in counted:
+        for op in operators:
+            found = found + np.where(op.total(counts).seconds > 0, op.launches, 0.0)
+    return np.where(seqs > 0, found, 0.0)
+
+
+def begun_early_s(step: Step, seqs: Floats, padded: Floats) -> Floats:
+    """By how much a pure decode step is shorter than its kernels, which begin before the one before them has ended."""
+    each_s = step.costs.dependent_launch_s
+    return each_s * decode_kernels(step, seqs, padded) if each_s else np.zeros(np.shape(seqs))

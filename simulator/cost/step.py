@@ -15,9 +15,12 @@ from simulator.cost.engine_costs import EngineCosts
 from simulator.cost.kernels import at_least_one
 from simulator.cost.knots import CHUNK_RATIO, at_all_counts, context_knots, past_knots, spaced
 from simulator.cost.launches import (
+    begun_early_s,
     between_kernels_s,
+    decode_kernels,
     decode_launch_s,
     eager_launch,
+    host_time,
     launch_ahead_s,
     launch_floor,
     launch_seqs_s,
@@ -65,29 +68,6 @@ def padded_batch(seqs: ArrayLike, sizes: Sequence[int]) -> Floats:
     return np.where(place < ladder.size, ladder[np.minimum(place, ladder.size - 1)], n)
 
 
-@dataclass(frozen=True)
-class HostTime:
-    """Floor under a step's GPU time, and what it takes beside it, by number of sequences."""
-
-    floor_s: Floats
-    add_s: Floats
-
-
-def _hosts(step: Step, seqs: Floats, *, mixed: bool) -> HostTime:
-    costs = step.hosted
-    own = step.local(seqs)  # each data-parallel rank has a scheduler process of its own
-    work = costs.host_step_s + costs.host_seq_s * own
-    add = costs.step_gap_s + costs.seq_gap_s * own + (0.0 if costs.overlap else work)
-    floor = work if costs.overlap else np.zeros_like(work)
-    largest = max(costs.decode_graph_sizes, default=0)
-    launched = np.full(seqs.shape, mixed) | (seqs > largest * step.parallel.dp)
-    if costs.launch_ahead and mixed:
-        launched = np.zeros(seqs.shape, dtype=bool)
-    launch = costs.mixed_step_s + costs.mixed_layer_s * step.model.layers
-    floor = np.where(launched, np.maximum(floor, launch), floor)
-    return HostTime(floor, add + (costs.mixed_gap_s if mixed else 0.0))
-
-
 def _shared(step: Step, operators: Sequence[Operator], counts: Floats) -> tuple[Floats, Floats]:
     """GPU seconds of ``operators``, and those of exchanges that run beside them: with two micro-batches one computes
     while the other is on its way, and a step takes the longer of the two."""
@@ -111,8 +91,9 @@ def _padded(step: Step, seqs: Floats) -> Floats:
 
 def _decode_gpu(step: Step, seqs: Floats) -> tuple[Floats, Floats]:
     """GPU seconds of a pure decode step without attention over the cache, and a floor under both together."""
-    work, beside = _shared(step, step.decode_token_operators, _padded(step, seqs))
-    return work + _sum(step.sequence_operators, seqs), beside
+    padded = _padded(step, seqs)
+    work, beside = _shared(step, step.decode_token_operators, padded)
+    return work + _sum(step.sequence_operators, seqs) - begun_early_s(step, seqs, padded), beside
 
 
 def _mixed_gpu(step: Step, tokens: Floats) -> Floats:
@@ -163,7 +144,7 @@ def decode_step_seconds(step: Step, seqs: int, context: float, queries: int = 1)
     n = np.array([float(seqs)])
     work, beside = _decode_gpu(step, n * queries)
     gpu = work + step.attention.decode_seconds(n, context / max(seqs, 1), queries)
-    host = _hosts(step, n, mixed=False)
+    host = host_time(step, n, mixed=False)
     return float((np.maximum(np.maximum(gpu, beside), host.floor_s) + host.add_s)[0])
 
 
@@ -180,7 +161,7 @@ def mixed_step_seconds(step: Step, chunks: Sequence[tuple[int, int]], seqs: int 
     for new, past in chunks:
         gpu = gpu + step.attention.chunk_seconds(np.array([float(new)]), np.array([float(past)])) * uneven
     count = np.array([float(seqs + len(chunks))])
-    host = _hosts(step, count, mixed=True)
+    host = host_time(step, count, mixed=True)
     gpu = gpu * (1.0 + mixed_slower(step))
     alone = np.maximum(gpu, host.floor_s) + host.add_s + _sum(step.sequence_operators, count)
     launch_s = launch_ahead_s(step, tokens) + launch_seqs_s(step, count)
@@ -229,7 +210,7 @@ def _build(key: _Key) -> StepCostTable:
     contexts = context_knots(step, key.max_context)
     new, past = spaced(8.0, key.max_tokens, CHUNK_RATIO), past_knots(step, key.max_context)
     decode_s, beside_s = _decode_gpu(step, seqs)
-    decode_host, mixed_host = _hosts(step, seqs, mixed=False), _hosts(step, seqs, mixed=True)
+    decode_host, mixed_host = host_time(step, seqs, mixed=False), host_time(step, seqs, mixed=True)
     most = key.max_tokens + key.max_seqs
     apart = key.parallel.dp > 1  # attention's ranks need not have equal shares
     return StepCostTable(
@@ -329,6 +310,13 @@ def _slower_lines(step: Step, gpu_s: float) -> list[OperatorCost]:
     return [OperatorCost("slower than in the tables", 1, slower_s, "compute", 0.0, 0.0, place)] if slower_s > 0 else []
 
 
+def _early_lines(step: Step, seqs: int, tokens: float) -> list[OperatorCost]:
+    count, padded = np.array([float(seqs)]), np.array([tokens])
+    sooner_s, kernels = float(begun_early_s(step, count, padded)[0]), float(decode_kernels(step, count, padded)[0])
+    place = f"engine profile {step.costs.name}"
+    return [OperatorCost("begun early", kernels, -sooner_s, "overlap", 0.0, 0.0, place)] if sooner_s else []
+
+
 def _attention_line(name: str, layers: int, time: Time, origin: str) -> OperatorCost:
     values = [float(np.ravel(x)[0]) for x in (time.seconds, time.flops, time.bytes)]
     return OperatorCost(name, layers, values[0], time.bound_by(), values[1], values[2], origin)
@@ -383,11 +371,11 @@ def explain_step(
     if mixed:
         attention += _launch_lines(step, tokens, sum(line.seconds for line in lines))
         attention += _uneven_lines(step, prefill, seqs)
-    lines += attention
+    lines += attention if mixed else attention + _early_lines(step, int(count[0]) * queries, tokens)
     if mixed:
         lines += _slower_lines(step, sum(line.seconds for line in lines))
     gpu_s = sum(line.seconds for line in (lines if mixed else lines + head))
-    host = _hosts(step, count, mixed=mixed)
+    host = host_time(step, count, mixed=mixed)
     waits = [("waiting for the host", max(float(host.floor_s[0]) - gpu_s, 0.0)), ("gap", float(host.add_s[0]))]
     if mixed:
         waits.append(("preparing on an idle GPU", prepare_s(step.hosted)))

@@ -54,6 +54,8 @@ FLASHINFER_MLA = "sglang-flashinfer-mla"
 WIDE_EXPERTS = "sglang-deepep-0.5"
 #: TensorRT-LLM as the benchmark's runs of DeepSeek-R1 of 2025-11 had it, which state no version.
 FIRST_TRTLLM = "tensorrt-llm-1.1-first"
+#: TensorRT-LLM whose kernels begin before the one before them has ended, as srt-slurm's recipes of its pools ask for.
+DEPENDENT_LAUNCH = "tensorrt-llm-dependent-launch"
 #: TensorRT-LLM whose steps with prompts run as piecewise CUDA graphs.
 PIECEWISE = "tensorrt-llm-piecewise"
 #: Multi-token prediction of DeepSeek-R1 on the benchmark's text. Acceptance: fit to TPOT of its runs with three drafts
@@ -102,7 +104,7 @@ def _profile(point: Point) -> str:
     if not version:
         return FIRST_TRTLLM if is_deepseek_on_trtllm(point) else UNSTATED[point.backend]
     if point.origin == "inferencex" and point.mode == "disagg":
-        return PROFILES[point.backend][-1][1]  # the version stated is that of the orchestrator
+        return _of_pools(point)
     return _of_version(point, version)
 
 
@@ -113,6 +115,16 @@ def _benchmarks_vllm(point: Point, version: tuple[int, ...], blackwell: bool) ->
         return DECODE_GRAPHS
     found = OLD_VLLM if not version and point.measured < OLD_VLLM_UNTIL else UNSTATED["vllm"]
     return found + (FUSED_NORMS if blackwell else "")
+
+
+def _of_pools(point: Point) -> str:
+    """The profile of pools behind Dynamo, whose version it is that the table states: the newest of the engine.
+
+    All recipes of TensorRT-LLM's pools set ``TRTLLM_ENABLE_PDL``. Kernels of nvfp4 models on Blackwell take part since
+    TensorRT-LLM 1.2 (NVIDIA/TensorRT-LLM pull 7977), which Dynamo 0.8 brings.
+    """
+    fp4 = point.backend == "trtllm" and point.precision == "fp4" and point.system in ("b200_sxm", "gb200")
+    return DEPENDENT_LAUNCH if fp4 and _numbers(point.version) >= (0, 8) else PROFILES[point.backend][-1][1]
 
 
 def _of_version(point: Point, version: tuple[int, ...]) -> str:

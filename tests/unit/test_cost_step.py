@@ -31,6 +31,7 @@ CASES = [
     ("llama-3.1-70b", "a100_80gb_sxm", Precision("int4"), Parallel(tp=2, pp=2), "vllm-0.25"),
     ("deepseek-v3", "gb200", Precision("fp8_block"), Parallel(tp=16, ep=16), "tensorrt-llm"),
     ("llama-3.1-70b", "b200_sxm", Precision("nvfp4", kv_cache="fp8"), Parallel(tp=8), "vllm-0.10-decode-graphs"),
+    ("deepseek-v3", "b200_sxm", Precision("nvfp4"), Parallel(tp=8, ep=8), "tensorrt-llm-dependent-launch"),
 ]
 SIZES = {"max_tokens": 8192, "max_seqs": 256, "max_context": 65536}
 
@@ -77,7 +78,8 @@ def test_explained_lines_add_up_to_the_step(case: tuple[str, str, Precision, Par
     mixed = explain_step(*args, prefill=[(2048, 0), (512, 3000)], decode=(48, 48 * 1500))
     direct = mixed_step_seconds(step, [(2048, 0), (512, 3000)], 48, 48 * 1500)
     assert sum(line.seconds for line in mixed) == pytest.approx(direct)
-    assert all(line.source and line.bound_by in ("memory", "compute", "latency", "host") for line in decode + mixed)
+    kinds = ("memory", "compute", "latency", "host", "overlap")
+    assert all(line.source and line.bound_by in kinds for line in decode + mixed)
 
 
 def test_launching_kernel_by_kernel_is_a_floor_under_large_steps_alone() -> None:
@@ -190,6 +192,21 @@ def test_ranks_wait_for_one_another_at_every_all_reduce_of_a_step() -> None:
     assert longer == pytest.approx((2 * 80 + 1) * step.costs.all_reduce_wait_s)
     alone = replace(step, parallel=Parallel())
     assert decode_step_seconds(alone, 8, 8000) == decode_step_seconds(replace(alone, costs=together.costs), 8, 8000)
+
+
+def test_kernels_that_begin_early_shorten_steps_of_decode_alone_by_as_much_each() -> None:
+    early = step_of(
+        ("deepseek-v3", "b200_sxm", Precision("nvfp4"), Parallel(tp=8, ep=8), "tensorrt-llm-dependent-launch")
+    )
+    late = replace(early, costs=replace(early.costs, dependent_launch_s=0.0))
+    lines = explain_step(
+        *(getattr(late, n) for n in ("model", "gpu", "precision", "parallel", "costs")), decode=(4, 6000)
+    )
+    kernels = sum(line.launches for line in lines if line.bound_by != "host")
+    saved = decode_step_seconds(late, 4, 6000) - decode_step_seconds(early, 4, 6000)
+    assert saved == pytest.approx(kernels * early.costs.dependent_launch_s)
+    assert 900 < kernels < 1300
+    assert mixed_step_seconds(late, [(1024, 0)], 4, 6000) == mixed_step_seconds(early, [(1024, 0)], 4, 6000)
 
 
 def test_lone_decode_is_bound_by_reading_the_weights() -> None:
