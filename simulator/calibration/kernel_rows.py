@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from simulator.calibration.row_repairs import JUMPS, SAME_CHIP, no_slower, without_jumps
 from simulator.cost.collectives import RING, link_bandwidth
 from simulator.cost.kernels import gemm_format
 from simulator.cost.roofline import (
@@ -38,9 +39,6 @@ FORMATS = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": 
 ROUTING = {"balanced": "balanced", "power_law_1.2": "skewed"}
 #: GEMM rows measured without CUDA graphs on Hopper: a floor of 59 us of host time hides the kernel (README).
 HOST_BOUND = (("vllm", "fp8_block"),)
-#: GEMM rows in which some take a launch of the quantisation kernel more than larger ones do, at random (README).
-JUMPS = (("vllm", "fp8"),)
-JUMP = 1.25
 #: Host work to launch experts outside CUDA graphs: Triton kernels are launched one by one from Python (sorting, two
 #: GEMMs, activation, sum), others by one call; the engine profile's ``eager_moe_layer_s`` is that of Triton.
 TRITON, ONE_CALL = 1.0, 0.3
@@ -115,17 +113,6 @@ GEMM = {
 TILES = {"tile_m": 128.0, "tile_n": 128.0}
 
 
-def _without_jumps(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows that take much longer than more rows of the same weights do, brought down to those."""
-    wide = rows.pivot_table(index=["n", "k"], columns="m", values="latency_us").sort_index(axis=1, ascending=False)
-    below = wide.cummin(axis=1).shift(1, axis=1)
-    least = below.reset_index().melt(id_vars=["n", "k"], var_name="m", value_name="least")
-    least["m"] = least["m"].astype(rows["m"].dtype)
-    both = rows.merge(least, on=["n", "k", "m"], how="left")
-    jump = both["latency_us"] > JUMP * both["least"]
-    return both.assign(latency_us=both["latency_us"].mask(jump, both["least"])).drop(columns="least")
-
-
 def gemm_rows(folder: Path, gpu: Gpu) -> Iterator[Rows]:
     """GEMMs of each backend and format."""
     frame = read_table(folder, gpu.name, "gemm")
@@ -134,7 +121,11 @@ def gemm_rows(folder: Path, gpu: Gpu) -> Iterator[Rows]:
             continue
         rows = group.groupby(["m", "n", "k"], as_index=False).agg(latency_us=("latency_us", "min"))
         if (backend, kind) in JUMPS:
-            rows = _without_jumps(rows)
+            rows = without_jumps(rows)
+        twin = SAME_CHIP.get((gpu.name, str(backend), str(kind)))
+        if twin is not None:
+            other = read_table(folder, twin, "gemm").query("backend == @backend and gemm_dtype == @kind")
+            rows = no_slower(rows, other.groupby(["m", "n", "k"], as_index=False).agg(other=("latency_us", "min")))
         stored = FORMATS[str(kind)]
         arithmetic = {"bf16": "bf16", "nvfp4": "nvfp4"}.get(stored, "fp8")
         _, form = gemm_format(gpu, stored, arithmetic)

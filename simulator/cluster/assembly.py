@@ -67,6 +67,7 @@ def _worker(pool: PoolPart, engine: Engine, index: int, number: int) -> WorkerPl
         frontend_prompt_token_s=engine.frontend_prompt_token_s,
         frontend_request_s=engine.frontend_request_s,
         frontend_token_s=engine.frontend_token_s,
+        deliver_token_s=engine.deliver_token_s,
         memory=engine.memory,
     )
 

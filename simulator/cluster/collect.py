@@ -89,10 +89,29 @@ def _after_s(cluster: Cluster) -> Floats:
     return np.where(last >= 0, by_worker[last], 0.0)
 
 
+def _behind_s(cluster: Cluster) -> Floats:
+    """Host seconds that a request's first token waits for those of the same step that are handed out before it: of all
+    that were decoding then, and of half of the others that began with it."""
+    desk, found = cluster.desk, np.zeros(len(cluster.trace))
+    maker = np.where(cluster.decode_worker >= 0, cluster.decode_worker, cluster.prefill_worker)
+    for worker in cluster.plan.workers:
+        if worker.deliver_token_s == 0.0:
+            continue
+        rows = np.flatnonzero((maker == worker.index) & ~np.isnan(desk.first_token_s))
+        began, ended = np.sort(desk.first_token_s[rows]), np.sort(desk.last_token_s[rows])
+        now = desk.first_token_s[rows]
+        before, until = (np.searchsorted(began, now, side) for side in ("left", "right"))
+        decoding = before - np.searchsorted(ended, now, "left")
+        found[rows] = worker.deliver_token_s * (np.maximum(decoding, 0) + (until - before - 1) / 2.0)
+    return found
+
+
 def _record(cluster: Cluster) -> RunRecord:
     desk, over, trace = cluster.desk, cluster.moved, cluster.trace
-    after = _after_s(cluster)
-    first, last = desk.first_token_s + after, desk.last_token_s + after
+    last = desk.last_token_s + _after_s(cluster)
+    after = _after_s(cluster) + _behind_s(cluster)
+    first = desk.first_token_s + after
+    last = np.maximum(last, first)
     # some engines send the first token before the KV moves
     moved = ~np.isnan(over.read_end_s) & ~(desk.first_token_s <= desk.prefill_end_s)
     waited = over.wait_before_s + over.host_before_s

@@ -58,6 +58,7 @@ class Engine:
     frontend_prompt_token_s: float = 0.0
     frontend_request_s: float = 0.0
     frontend_token_s: float = 0.0
+    deliver_token_s: float = 0.0
 
     @property
     def sequences(self) -> int:
@@ -248,6 +249,7 @@ def _with_costs(engine: Engine, topology: Topology, pool: PoolPart) -> Engine:
         frontend_prompt_token_s=costs.frontend_prompt_token_s,
         frontend_request_s=costs.frontend_request_s,
         frontend_token_s=costs.frontend_token_s,
+        deliver_token_s=costs.deliver_token_s,
     )
 
 

@@ -49,6 +49,7 @@ class WorkerPlan:
     frontend_prompt_token_s: float = 0.0
     frontend_request_s: float = 0.0
     frontend_token_s: float = 0.0
+    deliver_token_s: float = 0.0
     node: int = -1
     memory: MemorySum | None = None
 

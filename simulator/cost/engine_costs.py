@@ -18,6 +18,7 @@ FOLDER = "hardware_profiles/engines"
 HostSeconds = Annotated[float, Field(ge=0, le=60)]
 ColdSeconds = Annotated[float, Field(ge=0, le=3600)]
 NormBytes = Annotated[float, Field(ge=0, le=1e12)]
+Multiple = Annotated[int, Field(ge=1, le=4096)]
 #: Kernels before a GEMM that may quantise its activations; all of them where a profile says ``true``.
 QUANTISING = ("norm", "attention", "activation")
 
@@ -80,6 +81,7 @@ class CostsFile(Schema):
     frontend_prompt_token_s: HostSeconds = 0.0
     frontend_request_s: HostSeconds = 0.0
     frontend_token_s: HostSeconds = 0.0
+    deliver_token_s: HostSeconds = 0.0
     cold_prompt_s: ColdSeconds = 0.0
     cold_past_s: ColdSeconds = 0.0
     decode_graph_sizes: tuple[int, ...] = ()
@@ -89,6 +91,8 @@ class CostsFile(Schema):
     fused_all_reduce: str = ""
     gemm_kernels: dict[str, str] = Field(default_factory=dict)
     widened_experts: str = ""
+    expert_skew: float = Field(ge=0, le=4, default=0.0)
+    mxfp4_padding: dict[str, tuple[Multiple, Multiple]] = Field(default_factory=dict)
     expert_block_rows: int = Field(ge=0, le=4096, default=0)
     rope_in_attention: bool = False
     low_latency_tokens: int = Field(ge=0, le=10**6, default=0)
@@ -132,7 +136,8 @@ class EngineCosts:
     ``stall_s``: how often something else keeps the host from launching, and for how long on average; of the machine,
     not of the engine. A pure decode step is launched in the host work of a step, and holds results back in the same
     way. ``frontend_s``: per request before it is first scheduled, and ``frontend_prompt_token_s`` for each token of
-    its prompt (parsing, tokenising, passing on); ``detokenise_s``: from a token's step to the client.
+    its prompt (parsing, tokenising, passing on); ``detokenise_s``: from a token's step to the client, and
+    ``deliver_token_s`` for each token of the step that is handed out before it: a new request's is the last.
     ``frontend_request_s``, ``frontend_token_s``: of these, the work of one process for a request and for a token,
     which others wait for. ``decode_graph_sizes``: batch sizes a pure decode step is padded to. ``fused_quantisation``:
     activations are quantised inside the kernel before, not by a pass of their own (but for fp8_block, which always has
@@ -140,10 +145,13 @@ class EngineCosts:
     ``fused_norm_all_reduce``: the norm after an all-reduce is part of it, for messages of ``fused_norm_bytes`` at most
     (by ranks: of the largest number that is not above the engine's; none stated: of any size), and these run
     ``fused_all_reduce`` (the engine's own where that is empty). ``gemm_kernels``: by format, whose GEMMs it runs where
-    they are not those of ``kernels``; ``widened_experts``: the kernel of experts whose weights are widened, where it
-    is not that of ``kernels`` in bf16; ``expert_block_rows``: experts in fp8_block run DeepGEMM over a layout that is
-    sized for the worst case, in which each expert's rows are followed by padding of up to one less than so many (0:
-    kernels of the tables). ``rope_in_attention``: rotary embedding and KV write are part of the attention kernel, and
+    they are not those of ``kernels``; ``widened_experts``: the kernel of experts whose weights are widened, where
+    it is not that of ``kernels`` in bf16; ``expert_skew``: how unlike one another experts' popularity is (standard
+    deviation of its logarithm), where routing is balanced; ``mxfp4_padding``: by kernel (that one, or native), the
+    multiples to which it pads the hidden size and the width of experts in mxfp4; ``expert_block_rows``: experts in
+    fp8_block run DeepGEMM over a layout that is sized for the worst case, in which each expert's rows are followed
+    by padding of up to one less than so many (0: kernels of the tables).
+    ``rope_in_attention``: rotary embedding and KV write are part of the attention kernel, and
     in its table rows. ``all_reduce``: whose all-reduce it runs (rows of the collective tables). ``expert_all_to_all``:
     all_gather, deepep. ``prompt_exchange``: all_reduce where a step with prompts brings the tokens of all
     data-parallel ranks together, and what experts made of them back, by all-reduces. ``routing``: balanced or skewed
@@ -202,10 +210,13 @@ class EngineCosts:
     frontend_prompt_token_s: float = 0.0
     frontend_request_s: float = 0.0
     frontend_token_s: float = 0.0
+    deliver_token_s: float = 0.0
     fused_norm_bytes: tuple[tuple[int, float], ...] = ()
     fused_all_reduce: str = ""
     gemm_kernels: tuple[tuple[str, str], ...] = ()
     widened_experts: str = ""
+    expert_skew: float = 0.0
+    mxfp4_padding: tuple[tuple[str, int, int], ...] = ()
     expert_block_rows: int = Field(ge=0, le=4096, default=0)
     rope_in_attention: bool = False
     low_latency_tokens: int = 0
@@ -305,6 +316,7 @@ def engine_costs(name: str, data: Mapping[str, Any], place: str, expert_backend:
     values["fused_quantisation"] = (QUANTISING if found else ()) if isinstance(found, bool) else found
     values["fused_norm_bytes"] = tuple(sorted(parsed.fused_norm_bytes.items()))
     values["gemm_kernels"] = tuple(sorted(parsed.gemm_kernels.items()))
+    values["mxfp4_padding"] = tuple((name, *both) for name, both in sorted(parsed.mxfp4_padding.items()))
     values["experts"] = ExpertParallelism(**parsed.experts.model_dump())
     if expert_backend in parsed.expert_backends:
         backend = parsed.expert_backends[expert_backend].model_dump(exclude={"source"}, exclude_none=True)

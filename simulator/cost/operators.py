@@ -8,16 +8,15 @@ from functools import cached_property
 
 import numpy as np
 
-from simulator.cost import collectives
+from simulator.cost import collectives, experts
 from simulator.cost.attention import Attention
 from simulator.cost.deepep import WAYS, ExpertExchange
 from simulator.cost.engine_costs import EngineCosts
-from simulator.cost.experts import aligned_rows, fixed_time, grouped_experts_time
 from simulator.cost.few_tokens import at_few_tokens
 from simulator.cost.fusion import fused_norm_bytes, gemm_kernels, quantised_before
 from simulator.cost.kernels import Kernel, Kernels, gemm_format, kernels_of, nearest_formats
 from simulator.cost.operator import Operator
-from simulator.cost.roofline import Floats, GemmFormat, MoeShape, Time, active_experts, gemm_time, moe_time, stream_time
+from simulator.cost.roofline import Floats, GemmFormat, MoeShape, Time, gemm_time, moe_time, stream_time
 from simulator.hardware.gpu import Gpu
 from simulator.models.model import Model
 from simulator.models.precision import Parallel, Precision, share
@@ -199,7 +198,7 @@ class Step:
         fixed_s, token_s = self.costs.expert_routing_s, self.costs.expert_token_s
         if fixed_s or token_s:
             place = f"engine profile {self.costs.name}"
-            yield Operator("sorting by expert", layers, lambda t: fixed_time(fixed_s, t, token_s), place)
+            yield Operator("sorting by expert", layers, lambda t: experts.fixed_time(fixed_s, t, token_s), place)
         kind, _ = gemm_format(self.gpu, self.precision.weights, self.precision.gemm_arithmetic, experts=True)
         aligned = self.costs.expert_block_rows > 0 and kind == "fp8_block" and not self.deepep
         if aligned or (self.deepep and self.costs.experts.grouped):
@@ -212,13 +211,11 @@ class Step:
             yield from self._exchange(layers, prompts=True)
 
     def moe_shape(self) -> MoeShape:
-        """Experts of one GPU."""
-        m, moe, gpus = self.model, self.model.moe, self.parallel.expert_gpus
-        assert moe is not None
-        whole = self.parallel.ep > 1
-        width = moe.expert_ffn if whole else share(moe.expert_ffn, gpus)
-        local = moe.experts / gpus if whole else moe.experts
-        return MoeShape(m.hidden, width, moe.experts, local, moe.top_k, 3.0 if m.gated else 2.0)
+        """Experts of one GPU, as the engine's kernels lay them out."""
+        _, form = gemm_format(self.gpu, self.precision.weights, self.precision.gemm_arithmetic, experts=True)
+        kernel = self.costs.widened_experts if form.widened_per_s else experts.NATIVE
+        rules = self.costs.mxfp4_padding if self.precision.weights == "mxfp4" else ()
+        return experts.expert_shape(self.model, self.parallel, rules, kernel)
 
     @cached_property
     def routing(self) -> str:
@@ -244,8 +241,8 @@ class Step:
 
         def time(tokens: Floats) -> Time:
             chosen = np.minimum(tokens, 1.0) if identical else tokens
-            dealt = None if self.routing == "balanced" else 1.0
-            active = active_experts(shape, chosen, dealt, self.costs.experts.skew)
+            even = self.routing == "balanced"
+            active = experts.distinct_experts(shape, chosen, self.costs.expert_skew if even else None)
             return kernel.apply(moe_time(self.gpu, kernel.parameters, form, shape, (tokens, active)), key, tokens)
 
         origin = kernel.origin(key)
@@ -278,14 +275,16 @@ class Step:
         kernel, shape = self.kernels.find("grouped_experts", "any", "any"), self.moe_shape()
         slots = (shape.experts + self.costs.experts.redundant) / self.parallel.expert_gpus
 
-        def work(tokens: Floats) -> tuple[Floats, Floats]:
-            active = active_experts(shape, tokens)
+        def work(tokens: Floats) -> experts.GroupedWork:
             if not self.deepep:
-                return aligned_rows(shape, tokens, self.costs.expert_block_rows), active
-            return self.expert_rows(tokens) * self.expert_load(tokens), active / shape.local_experts * slots
+                return experts.aligned_work(shape, tokens, self.costs.expert_block_rows)
+            rows = self.expert_rows(tokens) * self.expert_load(tokens)
+            return experts.GroupedWork(
+                rows, rows, experts.distinct_experts(shape, tokens) / shape.local_experts * slots
+            )
 
         def time(tokens: Floats) -> Time:
-            return grouped_experts_time(self.gpu, kernel.parameters, form, shape, work(tokens))
+            return experts.grouped_experts_time(self.gpu, kernel.parameters, form, shape, work(tokens))
 
         return Operator("experts", layers, time, kernel.origin(), shared=True)
 

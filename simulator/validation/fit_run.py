@@ -129,15 +129,17 @@ def fit_runs(
             progress(count)
         with target.with_values(dict(zip(target.scales, (x - 1.0) * scales, strict=True))) as changed:
             found = [_residuals(run, changed, seed) for run in runs]
-        return np.concatenate([*found, target.prior_share * (x - 1.0 - first)])
+        return np.concatenate([*found, target.prior_share * (x - centre)])
 
-    first = np.array([start[key] for key in target.scales]) / scales
     # near first, with long differences that look over the steps of a schedule; then without what outliers pull
-    x = 1.0 + np.maximum(first, 1e-3)
+    x = centre = 1.0 + np.maximum(np.array([start[key] for key in target.scales]) / scales, 1e-3)
     for loss, difference in (("linear", LONG), ("soft_l1", SHORT)):
         x = least_squares(
             errors, x, bounds=(1.0, np.inf), loss=loss, f_scale=SOFT_SHARE, diff_step=difference, max_nfev=EVALUATIONS
         ).x
+        # the next round is pulled to where this one ended, not to the start: a pull that runs speak against must not
+        # stay in the answer, and what they cannot tell has not moved (iterated Tikhonov regularisation)
+        centre = x
     after = {key: float(f"{value:.4g}") for key, value in zip(target.scales, (x - 1.0) * scales, strict=True)}
     before = {key: float(value) for key, value in start.items()}
     tables = []

@@ -25,6 +25,7 @@ FITTED = (
     "frontend_prompt_token_s",
     "frontend_request_s",
     "frontend_token_s",
+    "deliver_token_s",
     "step_gap_s",
     "seq_gap_s",
     "mixed_gap_s",

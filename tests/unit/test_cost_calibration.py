@@ -13,7 +13,14 @@ import pytest
 
 from simulator.calibration.fit import fit_kernel, fit_parameters, held_back, predict
 from simulator.calibration.fit_tables import MEASURED, fit_tables
-from simulator.calibration.kernel_rows import Parameter, Rows, _without_jumps, decode_rows, gemm_rows, moe_rows
+from simulator.calibration.kernel_rows import (
+    Parameter,
+    Rows,
+    decode_rows,
+    gemm_rows,
+    moe_rows,
+)
+from simulator.calibration.row_repairs import no_slower, without_jumps
 from simulator.errors import InputError
 from simulator.hardware.profiles import KERNELS_SUFFIX, load_gpu, read_kernels
 from simulator.resources import shipped
@@ -75,7 +82,13 @@ def test_rows_held_back_are_foretold_better_with_the_table_than_without() -> Non
 
 def test_random_jumps_are_brought_down_and_honest_growth_is_kept() -> None:
     frame = pd.DataFrame({"m": [1, 4, 16, 64], "n": 8, "k": 8, "latency_us": [9.0, 25.0, 10.0, 40.0]})
-    assert _without_jumps(frame)["latency_us"].tolist() == [9.0, 10.0, 10.0, 40.0]
+    assert without_jumps(frame)["latency_us"].tolist() == [9.0, 10.0, 10.0, 40.0]
+
+
+def test_large_products_are_no_slower_than_on_another_gpu_of_the_same_chip() -> None:
+    rows = pd.DataFrame({"m": [64, 512, 1024, 2048], "n": 1, "k": 1, "latency_us": [9.0, 9.0, 9.0, 9.0]})
+    other = pd.DataFrame({"m": [64, 512, 1024], "n": 1, "k": 1, "other": [5.0, 8.0, 10.0]})
+    assert no_slower(rows, other)["latency_us"].tolist() == [9.0, 8.0, 9.0, 9.0]
 
 
 def test_a_missing_table_is_named() -> None:

@@ -10,9 +10,10 @@ import pytest
 
 from simulator.cost.deepep import ExpertExchange
 from simulator.cost.engine_costs import load_engine_costs
-from simulator.cost.experts import ExpertParallelism, imbalance
+from simulator.cost.experts import ExpertParallelism, aligned_work, distinct_experts, imbalance, padded
 from simulator.cost.kernels import kernels_of
 from simulator.cost.operators import Step
+from simulator.cost.roofline import MoeShape, active_experts
 from simulator.cost.step import build_step_cost, decode_step_seconds, explain_step, mixed_step_seconds
 from simulator.cost.table import decode_step_seconds as table_decode_seconds
 from simulator.cost.table import step_cost_record
@@ -170,3 +171,49 @@ def test_tokens_of_prompts_are_added_up_over_all_ranks_and_those_of_decodes_gath
     prompts = [(8192, 0)] * 8
     assert mixed_step_seconds(step, prompts) > mixed_step_seconds(plain, prompts)
     assert decode_step_seconds(step, 64, 64 * 2000.0) == decode_step_seconds(plain, 64, 64 * 2000.0)
+
+
+SHAPE = MoeShape(2880, 1440, 128, 128, 4)
+
+
+def test_fewer_experts_are_chosen_where_some_are_popular() -> None:
+    tokens = np.array([0.0, 1.0, 4.0, 16.0, 64.0, 4096.0])
+    even = active_experts(SHAPE, tokens)
+    assert distinct_experts(SHAPE, tokens) == pytest.approx(even)
+    assert distinct_experts(SHAPE, tokens, 1e-6) == pytest.approx(even)
+    some, more = distinct_experts(SHAPE, tokens, 0.5), distinct_experts(SHAPE, tokens, 1.0)
+    # one token always chooses four; thousands reach all of them
+    assert some[[0, 1]] == pytest.approx([0.0, 4.0])
+    assert (some[2:5] < even[2:5]).all() and (more[2:5] < some[2:5]).all()
+    assert more[-1] > 127
+    drawn = np.random.default_rng(0)
+    popularity = np.exp(0.5 * drawn.standard_normal((200, 128)))
+    counts = [
+        len({e for _ in range(16) for e in drawn.choice(128, 4, replace=False, p=row / row.sum())})
+        for row in popularity
+    ]
+    assert some[3] == pytest.approx(np.mean(counts), rel=0.03)
+    half = replace(SHAPE, local_experts=64)
+    assert distinct_experts(half, tokens, 1.0) == pytest.approx(more / 2)
+
+
+def test_experts_in_mxfp4_are_laid_out_in_multiples_of_tiles() -> None:
+    rules = (("marlin", 256, 128), ("native", 256, 256))
+    assert padded(rules, "marlin", (2880, 1440)) == (3072, 1536)
+    assert padded(rules, "native", (2880, 360)) == (3072, 512)
+    assert padded(rules, "triton_kernels", (2880, 360)) == (2880, 360)
+    costs, model = load_engine_costs("vllm-0.19"), load_model("gpt-oss-120b")
+    found = {}
+    for gpu, tp in (("h200_sxm", 2), ("b200_sxm", 8)):
+        shape = Step(model, load_gpu(gpu), Precision("mxfp4"), Parallel(tp=tp), costs).moe_shape()
+        found[gpu] = (shape.hidden, shape.width)
+    assert found == {"h200_sxm": (3072, 1536), "b200_sxm": (3072, 512)}
+    bf16 = Step(model, load_gpu("h200_sxm"), Precision(), Parallel(tp=2), costs).moe_shape()
+    assert (bf16.hidden, bf16.width) == (2880, 1440)
+
+
+def test_a_worst_case_layout_reads_all_experts_but_moves_the_chosen_rows_alone() -> None:
+    work = aligned_work(SHAPE, np.array([16.0, 2048.0]), 128)
+    assert work.chosen.tolist() == [64.0, 8192.0]
+    assert work.rows.tolist() == [16384.0, 24448.0]  # 64 and 8,192 rows, and 127 of padding for each expert
+    assert work.experts.tolist() == [128.0, 128.0]

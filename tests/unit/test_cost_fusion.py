@@ -110,7 +110,8 @@ def test_experts_of_a_worst_case_layout_take_as_long_for_few_tokens_as_for_many(
     costs = load_engine_costs("vllm-0.12")
     shape = Step(model, load_gpu("h200_sxm"), precision, Parallel(tp=2), costs).moe_shape()
     assert aligned_rows(shape, 16, 128) == 128 * 128  # 128 rows and 128 x 127 of padding
-    for parallel, low, high in ((Parallel(tp=2), 38e-3, 45e-3), (Parallel(tp=4), 22e-3, 28e-3)):
+    # what is left of measured steps (TPOT of Qwen3-235B, 50 and 30 ms) beside their other kernels
+    for parallel, low, high in ((Parallel(tp=2), 38e-3, 45e-3), (Parallel(tp=4), 19e-3, 23e-3)):
         step = Step(model, load_gpu("h200_sxm"), precision, parallel, costs)
         few, many = (seconds(step, "experts", np.array([float(n)])) for n in (6, 16))
         assert low < few < many < high and many < 1.15 * few

@@ -49,3 +49,22 @@ def test_requests_wait_for_one_process_that_tokens_keep_busy() -> None:
     assert desk.leaves_s(20.0, 1.5, 1.0) == 21.5  # nobody before it
     assert desk.leaves_s(20.0, 0.5) == pytest.approx(20.5 + 0.1 + 1.0)
     assert FrontDesk(0.0, 0.0, lambda: 0).leaves_s(1.0, 0.25) == 1.25
+
+
+def test_a_first_token_is_handed_out_after_those_of_its_step(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Three sequences decode when a fourth begins: its first token waits for theirs, and nothing else changes."""
+    trace = Trace.from_columns([0.0, 1.0, 2.0, 3.0], [100] * 4, [2000, 2000, 2000, 200])
+    runs = []
+    for seconds in (0.0, 0.25):
+        profile = tmp_path / f"{seconds}.yaml"
+        profile.write_text(f"extends: vllm-0.19\nname: own\ncosts: {{deliver_token_s: {seconds}, sources: {{}}}}\n")
+        found = simulate(trace, "llama-3.1-8b/h100_sxm/1c", overrides=[f"engine.profile={profile}"]).run.record
+        runs.append(found)
+    before, after = runs
+    assert after.first_token_s - before.first_token_s == pytest.approx([0.0, 0.25, 0.5, 0.75])
+    assert after.part_host_s - before.part_host_s == pytest.approx([0.0, 0.25, 0.5, 0.75])
+    assert (after.last_token_s == before.last_token_s).all()
+    together = Trace.from_columns([0.0, 0.0, 0.0], [100] * 3, [1, 1, 1])
+    overrides = [f"engine.profile={tmp_path / '0.25.yaml'}"]
+    found = simulate(together, "llama-3.1-8b/h100_sxm/1c", overrides=overrides).run.record
+    assert (found.last_token_s >= found.first_token_s).all()
