@@ -72,6 +72,7 @@ class CostsFile(Schema):
     eager_gap_s: HostSeconds = 0.0
     launch_queue: int = Field(ge=0, le=10**6, default=0)
     power_limit: bool = False
+    power_slower: float = Field(ge=0, le=1, default=0.0)
     past_attention: float = Field(ge=0, le=2, default=0.0)
     sampling_logit_s: float = Field(ge=0, le=1e-6, default=0.0)
     all_reduce_wait_s: float = Field(ge=0, le=1e-3, default=0.0)
@@ -101,7 +102,7 @@ class CostsFile(Schema):
     expert_all_to_all: Literal["all_gather", "deepep"] = "all_gather"
     prompt_exchange: Literal["gather", "all_reduce"] = "gather"
     shared_experts: Literal["apart", "beside"] = "apart"
-    routing: Literal["balanced", "skewed", "by_groups"] = "balanced"
+    routing: Literal["balanced", "skewed", "by_groups", "busiest"] = "balanced"
     decode_routing: Literal["independent", "identical"] = "independent"
     experts: ExpertsFile = ExpertsFile()
     expert_backends: dict[str, ExpertBackend] = Field(default_factory=dict)
@@ -156,8 +157,9 @@ class EngineCosts:
     all_gather, deepep. ``prompt_exchange``: all_reduce where a step with prompts brings the tokens of all
     data-parallel ranks together, and what experts made of them back, by all-reduces. ``routing``: balanced or skewed
     (power law 1.2), rows of the expert tables, or by_groups: skewed for models whose router chooses among groups of
-    experts. ``decode_routing``: identical where all decoding sequences choose the same experts, as they do when random
-    weights make them repeat one token. ``shared_experts``: beside where a decode step computes them next to the routed
+    experts, or busiest: so, but steps with prompts take the slower of both where experts are spread over GPUs.
+    ``decode_routing``: identical where all decoding sequences choose the same experts, as they do when random weights
+    make them repeat one token. ``shared_experts``: beside where a decode step computes them next to the routed
     ones (a second stream, or one more expert of the same kernel), which leaves only their bytes to be read.
     ``experts``: how routed experts are spread over many GPUs. ``expert_kernels``: whose rows of the expert tables it
     runs, where they are not those of ``kernels``; ``expert_routing_s``, ``expert_token_s``: GPU seconds of a layer,
@@ -166,7 +168,8 @@ class EngineCosts:
     ``cold_past_s``: what launching takes longer where kernels are fetched or compiled when first used: in an engine's
     first step with prompts, and in its first that goes on with a prompt computed in part (SGLang's policy alone looks
     at them). ``power_limit``: steps keep to the GPU's power limit (``simulator.cost.power``; the kernels of the tables
-    then stand for full clocks), and ``past_attention`` is how fast prefill attention is over earlier tokens at full
+    then stand for full clocks); ``power_slower``: by how much longer steps with prompts take on a GPU whose limit has
+    not been measured. With a limit, ``past_attention`` is how fast prefill attention is over earlier tokens at full
     clocks, over its speed on a chunk's own (0: as the tables' profile says). ``sampling_logit_s``: GPU seconds of
     choosing a token, for each logit, beside reading them. ``all_reduce_wait_s``: what ranks wait for one another at
     each all-reduce of a step, which the tables' loop, where all ranks start together, does not hold.
@@ -236,6 +239,7 @@ class EngineCosts:
     stall_rate_hz: float = 0.0
     stall_s: float = 0.0
     power_limit: bool = False
+    power_slower: float = 0.0
     past_attention: float = 0.0
     sampling_logit_s: float = 0.0
     all_reduce_wait_s: float = 0.0

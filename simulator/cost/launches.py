@@ -100,9 +100,9 @@ def mixed_slower(step: Step) -> float:
 
 
 def launch_floor(step: Step, tokens: Floats) -> Floats:
-    """``eager_launch`` as a floor under GPU time that ``mixed_slower`` is yet to stretch: that slows kernels, not the
+    """``eager_launch`` as a floor under GPU time that ``slower`` is yet to stretch: that slows kernels, not the
     host."""
-    return eager_launch(step, tokens) / (1.0 + mixed_slower(step))
+    return eager_launch(step, tokens) / (1.0 + step.slower)
 
 
 def prepare_s(costs: EngineCosts) -> float:

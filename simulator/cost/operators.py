@@ -16,8 +16,19 @@ from simulator.cost.few_tokens import at_few_tokens
 from simulator.cost.fusion import fused_norm_bytes, gemm_kernels, quantised_before
 from simulator.cost.kernels import Kernel, Kernels, gemm_format, kernels_of, nearest_formats
 from simulator.cost.operator import Operator
-from simulator.cost.roofline import Floats, GemmFormat, MoeShape, Time, gemm_time, moe_time, stream_time
+from simulator.cost.roofline import (
+    Floats,
+    GemmFormat,
+    MoeShape,
+    Time,
+    active_experts,
+    either,
+    gemm_time,
+    moe_time,
+    stream_time,
+)
 from simulator.hardware.gpu import Gpu
+from simulator.hardware.power import power_limit
 from simulator.models.model import Model
 from simulator.models.precision import Parallel, Precision, share
 
@@ -44,6 +55,12 @@ class Step:
     def hosted(self) -> EngineCosts:
         """Host times on this GPU's host."""
         return self.costs.on_host(self.gpu.host_speed)
+
+    @cached_property
+    def slower(self) -> float:
+        """By how much longer the kernels of a step with prompts take than those of the tables at full clocks."""
+        known = self.costs.power_limit and self.gpu.name in power_limit().gpus
+        return self.costs.mixed_slower + (0.0 if known else self.costs.power_slower)
 
     @cached_property
     def kernels(self) -> Kernels:
@@ -204,7 +221,7 @@ class Step:
         if aligned or (self.deepep and self.costs.experts.grouped):
             yield self._grouped_experts(layers)
         else:
-            yield self._experts(layers)
+            yield self._busiest_experts(layers) if self._waits_for_busiest else self._experts(layers)
         if self.deepep:
             yield from self._deepep(layers, low_latency=False)
         elif self.parallel.dp > 1:
@@ -220,29 +237,45 @@ class Step:
     @cached_property
     def routing(self) -> str:
         """Rows of the expert tables: balanced or skewed."""
-        if self.costs.routing != "by_groups":
+        if self.costs.routing not in ("by_groups", "busiest"):
             return self.costs.routing
         return "skewed" if self.model.moe is not None and self.model.moe.groups > 1 else "balanced"
 
-    def experts_kernel(self) -> tuple[Kernel, GemmFormat]:
+    @property
+    def _waits_for_busiest(self) -> bool:
+        """Whether a step with prompts waits for the GPU whose experts have most to do: where they are spread, skewed
+        rows of the tables are those of a GPU that may have less to do than the mean."""
+        return self.costs.routing == "busiest" and self.routing == "skewed" and self.parallel.ep > 1
+
+    def experts_kernel(self, routing: str = "") -> tuple[Kernel, GemmFormat]:
         kind, form = gemm_format(self.gpu, self.precision.weights, self.precision.gemm_arithmetic, experts=True)
         form = replace(form, widened_per_s=form.widened_per_s * self.costs.expert_widening)
         if form.widened_per_s and self.costs.widened_experts:
             kernel = self.kernels.find(f"{self.costs.widened_experts}_experts", "any", "any")
             rate = kernel.parameters["weights_per_sm_s"] * self.gpu.sms
             return kernel, replace(form, widened_per_s=rate, compute_share=1.0)
-        names = [f"{f}-{self.routing}" for f in nearest_formats(kind)]
+        names = [f"{f}-{routing or self.routing}" for f in nearest_formats(kind)]
         return self.kernels.find("moe", self.costs.expert_kernels or self.costs.kernels, *names), form
 
-    def _experts(self, layers: int, *, identical: bool = False) -> Operator:
-        kernel, form = self.experts_kernel()
+    def _busiest_experts(self, layers: int) -> Operator:
+        """Of balanced and skewed rows, the slower."""
+        skewed, even = self._experts(layers), self._experts(layers, routing="balanced")
+
+        def time(tokens: Floats) -> Time:
+            one, other = skewed.time(tokens), even.time(tokens)
+            return either(one.seconds >= other.seconds, one, other)
+
+        return replace(skewed, time=time, origin=f"{skewed.origin}; or balanced rows where they are slower")
+
+    def _experts(self, layers: int, *, identical: bool = False, routing: str = "") -> Operator:
+        routing = routing or self.routing
+        kernel, form = self.experts_kernel(routing)
         shape = self.moe_shape()
         key = (shape.hidden, shape.width, shape.top_k, shape.experts, shape.local_experts)
 
         def time(tokens: Floats) -> Time:
             chosen = np.minimum(tokens, 1.0) if identical else tokens
-            even = self.routing == "balanced"
-            active = experts.distinct_experts(shape, chosen, self.costs.expert_skew if even else None)
+            active = active_experts(shape, chosen, None if routing == "balanced" else 1.0)
             return kernel.apply(moe_time(self.gpu, kernel.parameters, form, shape, (tokens, active)), key, tokens)
 
         origin = kernel.origin(key)
@@ -362,9 +395,10 @@ class Step:
             found = tuple(gathered.get(op.name, op) for op in found)
         if self.costs.shared_experts == "beside":
             found = tuple(self._beside(op) if op.name.startswith(SHARED) else op for op in found)
-        if self.costs.decode_routing != "identical" or not self.model.moe_layers:
+        identical = self.costs.decode_routing == "identical"
+        if not self.model.moe_layers or not (identical or self._waits_for_busiest):
             return found
-        experts = self._experts(self.model.moe_layers, identical=True)
+        experts = self._experts(self.model.moe_layers, identical=identical)
         return tuple(experts if op.name == experts.name else op for op in found)
 
     def _beside(self, found: Operator) -> Operator:

@@ -161,8 +161,8 @@ def mixed_step_seconds(step: Step, chunks: Sequence[tuple[int, int]], seqs: int 
     for new, past in chunks:
         gpu = gpu + step.attention.chunk_seconds(np.array([float(new)]), np.array([float(past)])) * uneven
     count = np.array([float(seqs + len(chunks))])
-    host = host_time(step, count, mixed=True)
-    gpu = gpu * (1.0 + mixed_slower(step))
+    host = _hosts(step, count, mixed=True)
+    gpu = gpu * (1.0 + step.slower)
     alone = np.maximum(gpu, host.floor_s) + host.add_s + _sum(step.sequence_operators, count)
     launch_s = launch_ahead_s(step, tokens) + launch_seqs_s(step, count)
     return float(np.maximum(alone + prepare_s(step.hosted), launch_s)[0])
@@ -233,7 +233,7 @@ def _build(key: _Key) -> StepCostTable:
         queue_launch_s=queue_launch_s(step),
         queue_share=queue_share(step),
         decode_launch_s=decode_launch_s(step, seqs),
-        mixed_slower=mixed_slower(step),
+        mixed_slower=step.slower,
         context_knots=contexts,
         decode_attention_s=step.attention.decode_seconds(seqs[:, None], contexts[None, :]),
         chunk_new_knots=new,
@@ -306,7 +306,7 @@ def _uneven_lines(step: Step, chunks: Sequence[tuple[int, int]], seqs: int) -> l
 
 def _slower_lines(step: Step, gpu_s: float) -> list[OperatorCost]:
     """What the kernels of a step with prompts take more than those of the tables."""
-    slower_s, place = mixed_slower(step) * gpu_s, f"engine profile {step.costs.name}"
+    slower_s, place = step.slower * gpu_s, f"engine profile {step.costs.name}"
     return [OperatorCost("slower than in the tables", 1, slower_s, "compute", 0.0, 0.0, place)] if slower_s > 0 else []
 
 

@@ -256,6 +256,25 @@ def has_piecewise_graphs(point: Point) -> bool:
     return clients > {(1024, 1024): 4, (1024, 8192): 8}.get(shape, 16)
 
 
+#: ``mem_fraction_static`` of NVIDIA's unquantised runs of SGLang, as a share of all of a GPU's memory: 0.8 of what is
+#: free when the engine starts (78.6 of 79.2 GiB on an H100). Inferred from the runs, not published: on one GPU (0.5.8)
+#: requests wait as with some 7,000 tokens of KV, on two (0.5.1) as with 260,000; SGLang's own rule gives three times as
+#: many, and an eighth more.
+UNQUANTISED_STATIC = 0.794
+#: Tokens of answers after which, on average, a client of NVIDIA's first runs of SGLang (0.5.1, 2025-08) falls out of
+#: step: its answer ends before the length asked for. Inferred from the runs, not published. The scheduler puts prompts
+#: first and all answers are of one length, so clients that start together stay together: TTFT would not depend on that
+#: length. It is 17 % shorter with answers of 512 tokens than with 128, and TPOT 9 % longer, at 16 to 128 clients and 2
+#: to 8 GPUs alike. (Dynamo's worker of that time hands on that the end of a sequence is to be ignored for prompts that
+#: its front end has tokenised alone: ``request_handlers/decode_handler.py``.)
+TOKENS_IN_STEP = 30_000
+
+
+def falls_out_of_step(point: Point) -> bool:
+    """Whether answers of a run end early now and then, see ``TOKENS_IN_STEP``."""
+    return point.backend == "sglang" and point.origin != "inferencex" and point.version.startswith("0.5.1")
+
+
 def sglang_pool(point: Point, role: str) -> dict[str, Any]:
     """Settings of SGLang's pools of DeepSeek-R1, as the benchmark's recipes state them (ishandhanani/srt-slurm and
     NVIDIA/srt-slurm, ``recipes/gb200-*``, ``recipes/b200-*``, 2025-12 to 2026-03).

@@ -16,10 +16,12 @@ from simulator.cluster.settings import Value
 from simulator.models.precision import Precision
 from simulator.validation.serving_deployments import (
     ONE_PROMPT_TOKENS,
+    UNQUANTISED_STATIC,
     context_step,
     decode_slots,
     draft_tokens,
     expert_backend,
+    falls_out_of_step,
     has_piecewise_graphs,
     in_vllm_sweep,
     is_deepep,
@@ -208,7 +210,10 @@ def _sglang(point: Point, role: str) -> dict[str, Any]:
     found |= {"reserve_known_lengths": False, "prompts_within_budget": True}
     if point.origin != "inferencex":
         # the generator's command lines of these versions know no switch for the radix cache
+        if point.precision == "unstated":
+            found["mem_fraction_static"] = UNQUANTISED_STATIC
         return found | {
+            "ignore_eos": not falls_out_of_step(point),
             "disable_radix_cache": False,
             "max_prefill_tokens": 16384,
             # enable_mixed_chunk came into the generator's rules after the runs of 0.5.1 (2025-08)

@@ -18,7 +18,13 @@ from simulator.engine.engine import POLICIES
 from simulator.errors import InputError, TopologyError
 from simulator.models.precision import Parallel, Precision
 from simulator.validation.serving_bounds import too_much
-from simulator.validation.serving_deployments import chat_tokens, stated_or_published, unstated_clients
+from simulator.validation.serving_deployments import (
+    TOKENS_IN_STEP,
+    chat_tokens,
+    falls_out_of_step,
+    stated_or_published,
+    unstated_clients,
+)
 from simulator.validation.serving_points import Point
 from simulator.validation.serving_recipes import recipe_of
 from simulator.workload.arrivals import Arrivals
@@ -89,9 +95,12 @@ def requests_of(point: Point) -> Trace:
             lengths.append(np.full(count, nominal))
     inputs, outputs = (np.maximum(x, 1) for x in lengths)
     inputs = inputs + chat_tokens(point)
-    # the clients ask for exactly so many tokens, and never stop earlier (--ignore-eos)
+    # the clients ask for exactly so many tokens, and most never stop earlier (--ignore-eos)
+    asked = outputs
+    if falls_out_of_step(point):
+        outputs = np.minimum(draw.geometric(1.0 / TOKENS_IN_STEP, count) + 1, outputs)
     return Trace.from_columns(
-        np.zeros(count), inputs, outputs, max_output_tokens=outputs, name=point.point, source=point.point
+        np.zeros(count), inputs, outputs, max_output_tokens=asked, name=point.point, source=point.point
     )
 
 

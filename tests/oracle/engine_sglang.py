@@ -27,13 +27,13 @@ def content_of(requests):
 
 
 def make_engine(settings, requests, desk, content, role="colocated", macro=True, logging=False, told=False):
-    step_time = settings["step_time"]
+    step_time, table = settings["step_time"], settings.get("table")
     spec = EngineSpec(
         policy="sglang",
         role=role,
-        settings=settings,
+        settings={name: value for name, value in settings.items() if name != "table"},
         kv_blocks=settings["max_total_num_tokens"] // settings["page_size"],
-        cost=affine_cost(step_time["base_s"], step_time["per_token_s"], step_time["per_context_token_s"]),
+        cost=table or affine_cost(step_time["base_s"], step_time["per_token_s"], step_time["per_context_token_s"]),
         macro=macro,
         logging=logging,
         tell_finished=told,

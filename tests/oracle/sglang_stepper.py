@@ -12,6 +12,8 @@ from sglang_adder import CONTINUE, NO_TOKEN, OTHER, Adder
 from sglang_case import ABORTED_PROMPT, Batch, Request
 from sglang_memory import Memory
 from sglang_radix import RadixTree, Tokens
+from table_seconds import table_pace, table_seconds
+from vllm_stepper import affine
 
 INSTANT_S = 1e-9  # events closer than this are one instant
 RETRACT_DECODE_STEPS = 20
@@ -29,7 +31,9 @@ class Stepper(Memory):
         self.chunk_size = s["chunked_prefill_size"] if s["chunked_prefill_size"] > 0 else None
         self.mixed = s["mixed_chunk"] and self.chunk_size is not None
         self.lpm = s["schedule_policy"] == "lpm" and not s["disable_radix_cache"]
-        self.step_time = s["step_time"]
+        table = s.get("table")  # of a GPU with a power limit; its host times are not looked at
+        self.seconds = affine(s["step_time"]) if table is None else table_seconds(table)
+        self.pace = None if table is None else table_pace(table)
         self.reserve_known = s.get("reserve_known_lengths", True)
         self.within_budget = s.get("prompts_within_budget", False)
         self.longest = min(s["context_length"] - 1, self.pool_size - 1)
@@ -245,17 +249,15 @@ class Stepper(Memory):
     # -- running
 
     def launch(self, batch):
-        m = self.step_time
-        tokens, context = {}, 0
+        tokens, singles, chunks = {}, [], []
         for r in batch.reqs:
             one = batch.mode == "decode" or r in batch.decoding
             past = r.committed - 1 if one else r.prefix_len
             tokens[r.index] = 1 if one else r.extend_end - past
-            context += past
+            (singles if tokens[r.index] == 1 else chunks).append((tokens[r.index], past))
         start = max(self.now, self.gpu_free)
-        self.gpu_free = (
-            start + m["base_s"] + m["per_token_s"] * sum(tokens.values()) + m["per_context_token_s"] * context
-        )
+        seconds = self.seconds(singles, chunks, 0)
+        self.gpu_free = start + (seconds if self.pace is None else self.pace(start, seconds, singles, chunks))
         self.steps.append(
             {
                 "start_s": start,

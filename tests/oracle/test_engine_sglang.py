@@ -12,6 +12,8 @@ from sglang_memory import OutOfMemoryError
 from sglang_stepper import run_case
 from test_sglang_stepper import CASES
 
+from simulator.cost.table import StepCostTable
+
 SOME = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 
 
@@ -95,6 +97,32 @@ def want_rows(rows):
 @given(cases(), st.booleans(), st.booleans())
 def test_random_cases_equal_the_oracle(drawn, macro, told):
     check(drawn, macro, told)
+
+
+#: A GPU that is above its power limit after some full steps in a row. A prompt's last token alone counts as a decode.
+STEP_S, STEP_ENERGY_S = 0.3 + 0.01 * np.arange(80.0), 0.27 + 0.015 * np.arange(80.0)
+LIMITED = StepCostTable(
+    affine=False,
+    decode_s=STEP_S,
+    mixed_s=STEP_S,
+    context_knots=np.array([0.0, 1000.0]),
+    decode_attention_s=np.outer(np.arange(80.0), [0.0, 0.2]),
+    chunk_attention_s=np.array([[0.0, 0.0], [0.01, 0.011]]),
+    power_window_s=1.5,
+    power_idle=0.1,
+    power_exponent=0.6,
+    decode_energy_s=STEP_ENERGY_S,
+    mixed_energy_s=STEP_ENERGY_S,
+    context_energy_s=1e-4,
+    attention_drive=0.9,
+)
+
+
+@settings(max_examples=60, phases=[Phase.explicit, Phase.generate], **SOME)
+@given(cases(), st.booleans(), st.booleans())
+def test_at_the_power_limit_it_equals_the_oracle(drawn, macro, told):
+    case, requests = drawn
+    check(({**case, "table": LIMITED}, requests), macro, told)
 
 
 @pytest.mark.slow

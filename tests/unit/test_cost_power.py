@@ -99,7 +99,7 @@ def test_only_gpus_that_were_measured_have_a_limit() -> None:
     assert table_of("h200_sxm").power_window_s == power_limit().window_s
     assert table_of("h100_sxm").power_idle == pytest.approx(load_gpu("h100_sxm").idle_power_watts / 700)
     assert table_of("b200_sxm").power_window_s == 0.0
-    assert table_of("h200_sxm", "sglang").power_window_s == 0.0
+    assert table_of("h200_sxm", "tensorrt-llm").power_window_s == 0.0
 
 
 def test_prompts_want_more_than_the_limit_and_few_decodes_less() -> None:

@@ -130,6 +130,35 @@ def test_a_power_limit_slows_kernels_not_launches() -> None:
     assert mixed_step_seconds(other, many) == mixed_step_seconds(asked, many)
 
 
+def test_a_limit_that_was_measured_stands_in_for_the_share_of_others() -> None:
+    steps = [
+        step_of(("deepseek-v3", gpu, Precision("fp8_block"), Parallel(tp=8), "sglang"))
+        for gpu in ("h200_sxm", "b200_sxm")
+    ]
+    known, unknown = (
+        replace(step, costs=replace(step.costs, mixed_slower=0.1, power_slower=0.2, power_limit=True)) for step in steps
+    )
+    assert (known.slower, unknown.slower) == (0.1, pytest.approx(0.3))
+    assert replace(known, costs=replace(known.costs, power_limit=False)).slower == pytest.approx(0.3)
+
+
+def test_prompts_wait_for_the_gpu_whose_experts_have_most_to_do() -> None:
+    def experts_s(step: Step, decode: bool) -> float:
+        operators = step.decode_token_operators if decode else step.token_operators
+        return float(next(op for op in operators if op.name == "experts").total(np.array([8192.0])).seconds[0])
+
+    for spread, slower in ((8, "balanced"), (1, "by_groups")):
+        case = ("deepseek-v3", "b200_sxm", Precision("fp8_block"), Parallel(tp=8, ep=spread), "sglang")
+        busiest, even, grouped = (
+            replace(step_of(case), costs=replace(step_of(case).costs, routing=way))
+            for way in ("busiest", "balanced", "by_groups")
+        )
+        expected = {"balanced": even, "by_groups": grouped}[slower]
+        assert experts_s(busiest, decode=False) == experts_s(expected, decode=False)
+        assert experts_s(busiest, decode=True) == experts_s(grouped, decode=True)
+        assert experts_s(even, decode=False) != experts_s(grouped, decode=False)
+
+
 def test_few_tokens_take_the_kernels_made_for_them() -> None:
     step = step_of(
         ("deepseek-v3", "b200_sxm", Precision("nvfp4", attention_weights="bf16"), Parallel(tp=8), "tensorrt-llm")

@@ -17,6 +17,7 @@ from simulator.models.precision import Parallel
 from simulator.validation.serving import group_errors, sample_of, validate_serving
 from simulator.validation.serving_bounds import too_much
 from simulator.validation.serving_deployments import (
+    UNQUANTISED_STATIC,
     decode_slots,
     draft_tokens,
     is_deepep,
@@ -131,6 +132,23 @@ def test_lengths_are_exact_or_drawn_up_to_nominal(tmp_path: Path) -> None:
     assert (drawn.output_tokens.min(), drawn.output_tokens.max()) == (80, 100)
     assert abs(drawn.input_tokens.mean() - 900) < 8
     assert np.array_equal(drawn.max_output_tokens, drawn.output_tokens)
+
+
+def test_clients_of_the_first_sglang_runs_fall_out_of_step(tmp_path: Path) -> None:
+    runs = [
+        point(tmp_path, backend="sglang", backend_version=version, precision="unstated", osl=512, concurrency=128)
+        for version in ("0.5.1.post1", "0.5.6.post2")
+    ]
+    first, later = (requests_of(run) for run in runs)
+    early = first.output_tokens < 512
+    assert 0.005 < early.mean() < 0.04 and first.output_tokens.min() > 1
+    assert set(first.max_output_tokens) == {512} == set(later.output_tokens)
+    assert [recipe_of(run, "colocated").settings["ignore_eos"] for run in runs] == [False, True]
+    shares = [
+        recipe_of(replace(runs[0], precision=precision), "colocated").settings.get("mem_fraction_static")
+        for precision in ("unstated", "fp8")
+    ]
+    assert shares == [UNQUANTISED_STATIC, None]
 
 
 def test_settings_follow_the_published_scripts(tmp_path: Path) -> None:

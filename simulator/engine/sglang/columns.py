@@ -42,6 +42,8 @@ NUMBERS: dict[str, str] = {
     "decode_planned": "of the planned ones, those with decodes",
     "decode_done": "of the completed ones, those with decodes",
     "gpu_free_s": "end of the last planned step",
+    "pressure": "mean power of the GPU's last moments over its limit, at the end of the last planned step's work",
+    "worked_s": "end of that work",
     "plan_at_s": "moment at which planning is due, or NEVER",
     "posting_until_s": "until then the loop posts writes",
     "previous_end_s": "end of the last completed step with decodes",

@@ -100,6 +100,8 @@ def make_state(  # type: ignore[no-untyped-def]
         0,
         0,
         0.0,
+        0.0,
+        0.0,
         NEVER,
         -NEVER,
         -1.0,

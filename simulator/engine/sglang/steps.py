@@ -10,9 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.compiled import compiled
+from simulator.cost.power import relaxed, step_energy_s, under_limit
 from simulator.cost.table import decode_step_seconds, mixed_step_seconds
 from simulator.engine.columns import MAX_SAMPLES
-from simulator.engine.launching import start_batch
+from simulator.engine.launching import limited_s, start_batch
 from simulator.engine.sglang.columns import RING
 from simulator.engine.sglang.decode import strike_done
 from simulator.engine.sglang.ending import first_token, free_done, is_retracted, last_token
@@ -82,6 +83,8 @@ def schedule(e, now):  # type: ignore[no-untyped-def]
             uneven = e.cost.ranks * e.fullest / new if e.binding and new > 0 else 0.0
             seconds = mixed_step_seconds(e.cost, singles, context, prompts, new, past, attention, finished, uneven)
         launching = prompts_launch_s(e, singles + new, singles + chunks, past, seconds) if chunks > 0 else 0.0
+        energy_s = step_energy_s(e.cost, singles, singles + new, context, attention, chunks)
+        seconds = limited_s(e, now, seconds, energy_s, launching, chunks > 0)
         start = launch(e, now, seconds, launching)
         if chunks > 0 and e.planned > 1:
             hold_before(e, now, seconds)
@@ -220,7 +223,9 @@ def decode_run(e, until):  # type: ignore[no-untyped-def]
         r = e.planned % RING
         e.batch_decodes[r], e.batch_tokens[r] = n, n
         e.batch_firsts[r], e.batch_leaving[r], e.batch_joined[r] = 0, 0, 0
-        launch(e, end, decode_step_seconds(e.cost, n, n * step + e.base_sum), 0.0)
+        context = n * step + e.base_sum
+        seconds, energy_s = decode_step_seconds(e.cost, n, context), step_energy_s(e.cost, n, n, context, 0.0, 0)
+        launch(e, end, limited_s(e, end, seconds, energy_s, 0.0, False), 0.0)
 
 
 @compiled
@@ -242,9 +247,16 @@ def next_wake(e):  # type: ignore[no-untyped-def]
     ends[:] = e.batch_end_s
     done, planned, free, gpu_free = e.completed, e.planned, e.free, e.gpu_free_s
     step, n = e.decode_planned, e.running_count
+    pressure, worked = e.pressure, e.worked_s
     while step < stop and free >= n * e.page:
         free -= e.phase_count[(-step) % e.page] * e.page
-        gpu_free = max(ends[done % RING], gpu_free) + decode_step_seconds(e.cost, n, n * step + e.base_sum)
+        start, context = max(ends[done % RING], gpu_free), n * step + e.base_sum
+        seconds = decode_step_seconds(e.cost, n, context)
+        if e.cost.power_window_s > 0.0:
+            energy_s = step_energy_s(e.cost, n, n, context, 0.0, 0)
+            seconds, pressure = under_limit(e.cost, relaxed(e.cost, pressure, start - worked), seconds, energy_s)
+            worked = start + seconds
+        gpu_free = start + seconds
         ends[planned % RING] = gpu_free
         done += 1
         planned += 1
