@@ -240,7 +240,7 @@ def _route(topology: Topology, engine: Engine, hop: Hop, links: Sequence[Link]) 
         window_bytes=per_token / len(windows) * sum(windows),
         decode_s_per_block=compression.decode_s_per_token * tokens if last else 0.0,
         chunk_blocks=max(1, compression.chunk_tokens // tokens),
-        post_s_per_block=per_block if hop.kind == "gpus" else 0.0,
+        post_s_per_block=per_block * max(link.posting for link in links) if hop.kind == "gpus" else 0.0,
     )
 
 

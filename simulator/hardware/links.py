@@ -19,6 +19,7 @@ _NUMBERS = (
     "efficiency",
     "setup_s",
     "per_descriptor_s",
+    "posting",
     "cpu_s_per_byte",
     "beside_work",
 )
@@ -30,11 +31,12 @@ class Link:
     contiguous piece plus bytes / ``effective_bandwidth_bytes_per_s``.
 
     ``kind``: nvlink, pcie, rdma or ethernet. ``bandwidth_bytes_per_s`` is the line rate of one GPU's link or one card;
-    ``efficiency`` the part of it a long transfer reaches. ``cpu_s_per_byte``: time of a core for each byte, at either
-    end, 0 where cards move bytes by themselves. ``beside_work``: how many times longer the bytes of a transfer take
-    while the GPUs at its ends compute, as they do in an engine at work. ``by_name_only``: one system's figures, which
-    stand for no other link of that kind. ``sources``: field -> where it is from; "estimate" where nobody has published
-    one.
+    ``efficiency`` the part of it a long transfer reaches. ``posting``: the part of ``per_descriptor_s`` for which an
+    engine whose own loop posts its reads stands still; the rest passes on the way. ``cpu_s_per_byte``: time of a core
+    for each byte, at either end, 0 where cards move bytes by themselves. ``beside_work``: how many times longer the
+    bytes of a transfer take while the GPUs at its ends compute, as they do in an engine at work. ``by_name_only``: one
+    system's figures, which stand for no other link of that kind. ``sources``: field -> where it is from; "estimate"
+    where nobody has published one.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Link:
     efficiency: float
     setup_s: float
     per_descriptor_s: float
+    posting: float = 1.0
     cpu_s_per_byte: float = 0.0
     beside_work: float = 1.0
     by_name_only: bool = False
@@ -73,6 +76,7 @@ class LinkFile(Schema):
     efficiency: float = Field(gt=0, le=1)
     setup_s: float = Field(ge=0, le=60)
     per_descriptor_s: float = Field(ge=0, le=1)
+    posting: float = Field(default=1.0, ge=0, le=1)
     cpu_s_per_byte: float = Field(default=0.0, ge=0, le=1)
     beside_work: float = Field(default=1.0, ge=1, le=100)
     by_name_only: bool = False
