@@ -175,7 +175,8 @@ def test_links():
     for name in list_links():
         link = load_link(name)
         numbers = {"bandwidth_bytes_per_s", "efficiency", "setup_s", "per_descriptor_s"}
-        assert set(link.sources) == numbers | ({"cpu_s_per_byte"} if link.kind == "ethernet" else set())
+        more = {"ethernet": {"cpu_s_per_byte"}, "nvlink": {"posting"}}.get(link.kind, set())
+        assert set(link.sources) == numbers | more
         assert all(link.sources.values()) and link.source
 
 

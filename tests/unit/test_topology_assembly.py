@@ -151,6 +151,15 @@ def test_a_served_read_of_nixl_by_name() -> None:
     assert route.route(0, 1).setup_s + 1785 * pieces_s + 167e6 / speed == pytest.approx(38.7e-3, rel=0.01)
 
 
+def test_an_engine_that_posts_its_reads_stands_still_for_a_part_of_each() -> None:
+    plan = plan_of("llama-3.1-8b/h100_sxm/1p1d", "network={kind: nvlink}").transfer
+    cards = plan_of("llama-3.1-8b/h100_sxm/1p1d", "network={kind: rdma, nic_gbit_per_s: 400}").transfer
+    assert plan is not None and cards is not None
+    route, other = plan.route(0, 1), cards.route(0, 1)
+    assert route.post_s_per_block == pytest.approx(0.86 * route.per_block_s)
+    assert other.post_s_per_block == pytest.approx(other.per_block_s) and other.per_block_s > 0
+
+
 def test_an_engine_on_several_cards_is_faster_than_on_one() -> None:
     free = "network.per_descriptor_s=0"
     one, four = plan_of("1p1d", free), plan_of("llama-3.1-8b/h100_sxm:tp4/1p1d", free)
