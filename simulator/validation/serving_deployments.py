@@ -21,6 +21,7 @@ MTP_RUNS = (("1.2.0rc6.post3", ""), ("1.1.0rc2.post2", "2026-01-14"))
 #: ``max_num_tokens`` and ``max_batch_size`` by GPU, weights and prompt (ishandhanani/srt-slurm, ``recipes/trtllm``);
 #: no limit of prompts where the recipe is not at hand.
 CONTEXT_STEPS = {
+    ("h100_sxm", "fp8", 1024): (2048, 2),
     ("h100_sxm", "fp8", 8192): (8224, 1),
     ("h200_sxm", "fp8", 1024): (8192, 8),
     ("h200_sxm", "fp8", 8192): (16640, 2),
