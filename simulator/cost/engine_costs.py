@@ -76,7 +76,7 @@ class CostsFile(Schema):
     past_attention: float = Field(ge=0, le=2, default=0.0)
     sampling_logit_s: float = Field(ge=0, le=1e-6, default=0.0)
     all_reduce_wait_s: float = Field(ge=0, le=1e-3, default=0.0)
-    dependent_launch_s: float = Field(ge=0, le=1e-5, default=0.0)
+    block_quantise_s: float = Field(ge=0, le=1e-3, default=0.0)
     frontend_s: HostSeconds
     detokenise_s: HostSeconds
     frontend_prompt_token_s: HostSeconds = 0.0
@@ -110,7 +110,7 @@ class CostsFile(Schema):
 
 
 #: Seconds that no faster host shortens.
-_NOT_OF_HOST = ("stall_s", "sampling_logit_s", "all_reduce_wait_s", "dependent_launch_s")
+_NOT_OF_HOST = ("stall_s", "sampling_logit_s", "all_reduce_wait_s", "block_quantise_s")
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,7 @@ class EngineCosts:
     clocks, over its speed on a chunk's own (0: as the tables' profile says). ``sampling_logit_s``: GPU seconds of
     choosing a token, for each logit, beside reading them. ``all_reduce_wait_s``: what ranks wait for one another at
     each all-reduce of a step, which the tables' loop, where all ranks start together, does not hold.
-    ``dependent_launch_s``: by how much sooner a kernel of a decode step's graph begins, since it is set up while the
-    one before it ends (programmatic dependent launch).
+    ``block_quantise_s``: of quantising the activations of a GEMM in fp8_block, what its rows do not hold.
     ``low_latency_tokens``: up to so many tokens the router and the compression of MLA, stored in bf16, run on kernels
     that read weights as fast as memory gives them; ``low_latency_router_tokens``: the same for a router with a bias.
     ``router_choice_inside``: its experts' kernels choose from the router's logits themselves.
@@ -243,7 +242,7 @@ class EngineCosts:
     past_attention: float = 0.0
     sampling_logit_s: float = 0.0
     all_reduce_wait_s: float = 0.0
-    dependent_launch_s: float = 0.0
+    block_quantise_s: float = 0.0
 
     def on_host(self, speed: float | None) -> EngineCosts:
         """The same engine on a host that runs one thread ``speed`` times as fast as the one beside an H100 (None: as

@@ -96,6 +96,8 @@ class Step:
             m = self.local(tokens)
             found = gemm_time(self.gpu, kernel.parameters, form, m, (n, k))
             whole = kernel.apply(found, (float(n), float(k)), m)
+            if kind == "fp8_block":
+                whole = whole.after(self.costs.block_quantise_s)
             if fused:
                 message = collectives.message_bytes(m, self.model.hidden)
                 before = quantised_before(self.costs, behind, self.parallel.tp, message)
