@@ -63,6 +63,8 @@ class CostsFile(Schema):
     mixed_graph_tokens: int = Field(ge=0, le=10**9, default=0)
     launch_ahead: bool = False
     launch_jitter: float = Field(ge=0, le=1, default=0.0)
+    launch_swing: float = Field(ge=0, le=1, default=0.0)
+    launch_stretch_s: float = Field(gt=0, le=3600, default=1.0)
     launch_seq_s: HostSeconds = 0.0
     launch_most_seqs: int = Field(ge=1, le=2**31, default=2**31)
     eager_layer_s: HostSeconds = 0.0
@@ -110,7 +112,7 @@ class CostsFile(Schema):
 
 
 #: Seconds that no faster host shortens.
-_NOT_OF_HOST = ("stall_s", "sampling_logit_s", "all_reduce_wait_s", "block_quantise_s")
+_NOT_OF_HOST = ("stall_s", "sampling_logit_s", "launch_stretch_s")
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ class EngineCosts:
     not told apart). ``launch_ahead``: with overlap, one with prefill tokens is launched while the one before it runs,
     whose tokens are handed out only afterwards, and ``mixed_step_s`` is what goes by before its first kernel; without,
     launching is a floor under the step's own time. ``launch_seq_s``: of such a launch, for each sequence of the step
-    up to ``launch_most_seqs``. ``launch_jitter``: share of it that is exponentially distributed. ``stall_rate_hz``,
+    up to ``launch_most_seqs``. ``launch_jitter``: share of it that is exponentially distributed. ``launch_swing``:
+    share by which the host's pace makes it shorter or longer, for ``launch_stretch_s`` at a time. ``stall_rate_hz``,
     ``stall_s``: how often something else keeps the host from launching, and for how long on average; of the machine,
     not of the engine. A pure decode step is launched in the host work of a step, and holds results back in the same
     way. ``frontend_s``: per request before it is first scheduled, and ``frontend_prompt_token_s`` for each token of
@@ -232,7 +235,8 @@ class EngineCosts:
     expert_widening: float = 1.0
     router_choice_inside: bool = False
     mixed_slower: float = 0.0
-    full_clock_formats: tuple[str, ...] = ()
+    launch_swing: float = 0.0
+    launch_stretch_s: float = 1.0
     launch_seq_s: float = 0.0
     launch_most_seqs: int = 2**31
     stall_rate_hz: float = 0.0

@@ -224,6 +224,8 @@ def _build(key: _Key) -> StepCostTable:
         mixed_launch_s=at_all_counts(lambda tokens: launch_ahead_s(step, tokens), key.max_tokens + key.max_seqs),
         mixed_prepare_s=prepare_s(step.hosted),
         launch_jitter=key.costs.launch_jitter,
+        launch_swing=key.costs.launch_swing,
+        launch_stretch_s=key.costs.launch_stretch_s,
         cold_prompt_s=step.hosted.cold_prompt_s,
         cold_past_s=step.hosted.cold_past_s,
         launch_seq_s=step.hosted.launch_seq_s,

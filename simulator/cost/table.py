@@ -38,9 +38,10 @@ class StepCostTable:
       It starts ``mixed_prepare_s`` after its planning at the earliest; its launch by the host is over
       ``mixed_launch_s[tokens] + launch_seq_s * min(seqs, launch_most_seqs)`` after the planning on average, and it
       ends no earlier than that.
-      Of this time the share ``launch_jitter`` is exponentially distributed. While it launches, the host is kept from it
-      ``stall_rate_hz`` times a second (once a launch at most) for ``stall_s`` seconds on average, exponentially
-      distributed (``launch_seed``: which draws).
+      The host's pace makes it up to the share ``launch_swing`` shorter or longer, drawn evenly for every
+      ``launch_stretch_s`` of time. Of it the share ``launch_jitter`` is exponentially distributed. While it launches,
+      the host is kept from it ``stall_rate_hz`` times a second (once a launch at most) for ``stall_s`` seconds on
+      average, exponentially distributed (``launch_seed``: which draws).
       A pure decode step starts ``decode_launch_s[n]`` after its planning at the earliest.
 
     A step with prompts is launched for ``queue_launch_s`` at least, until no more than ``queue_share`` of its kernels
@@ -80,6 +81,8 @@ class StepCostTable:
     mixed_launch_s: Floats = field(default_factory=lambda: np.zeros(2))
     mixed_prepare_s: float = 0.0
     launch_jitter: float = 0.0
+    launch_swing: float = 0.0
+    launch_stretch_s: float = 1.0
     cold_prompt_s: float = 0.0
     cold_past_s: float = 0.0
     launch_seq_s: float = 0.0
@@ -135,6 +138,8 @@ def make_step_cost(  # type: ignore[no-untyped-def]
     mixed_launch_s,
     mixed_prepare_s,
     launch_jitter,
+    launch_swing,
+    launch_stretch_s,
     cold_prompt_s,
     cold_past_s,
     launch_seq_s,
@@ -178,6 +183,8 @@ def make_step_cost(  # type: ignore[no-untyped-def]
         mixed_launch_s,
         mixed_prepare_s,
         launch_jitter,
+        launch_swing,
+        launch_stretch_s,
         cold_prompt_s,
         cold_past_s,
         launch_seq_s,

@@ -19,16 +19,21 @@ def exponential(word):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def drawn_launch_s(e, tokens, seqs):  # type: ignore[no-untyped-def]
+def drawn_launch_s(e, now, tokens, seqs):  # type: ignore[no-untyped-def]
     """Host seconds to launch the batch being planned: ``seqs`` sequences, whose ``tokens`` hold some of prompts.
 
-    The draws belong to the run's seed, the number of the batch and its tokens: the same run gives the same times. A
-    Poisson stream of stalls hits the launch or not; only the first one counts.
+    The draws belong to the run's seed, the number of the batch and its tokens: the same run gives the same times. The
+    host's pace belongs to the seed and to the stretch of time that ``now`` is in. A Poisson stream of stalls hits the
+    launch or not; only the first one counts.
     """
     mean, jitter = launch_seconds(e.cost, tokens, seqs), e.cost.launch_jitter
     if mean == 0.0:
         return mean
     word = scrambled(scrambled(scrambled(e.cost.launch_seed + 1) + e.planned) + tokens)
+    if e.cost.launch_swing > 0.0:
+        stretch = int(now / e.cost.launch_stretch_s)
+        place = (scrambled(scrambled(e.cost.launch_seed + 1) ^ scrambled(stretch)) + 0.5) / _WORDS
+        mean *= 1.0 + e.cost.launch_swing * (2.0 * place - 1.0)
     drawn = mean * (1.0 - jitter) + mean * jitter * exponential(word)
     if e.cost.stall_rate_hz == 0.0:
         return drawn

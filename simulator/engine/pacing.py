@@ -11,8 +11,8 @@ from simulator.cost.table import StepCostTable
 def slowed(cost: StepCostTable, factor: float) -> StepCostTable:
     """The same steps, each taking ``factor`` times as long; a launch meets as many stalls, and longer ones."""
     names = [field.name for field in fields(cost)]
-    # names carry their unit; the window belongs to the GPU's controller, which keeps its pace
-    seconds = [name for name in names if name.endswith("_s") and name != "power_window_s"]
+    # names carry their unit; the window belongs to the GPU's controller, and a stretch to what else the host does
+    seconds = [name for name in names if name.endswith("_s") and name not in ("power_window_s", "launch_stretch_s")]
     slower = {name: getattr(cost, name) * factor for name in seconds}
     return replace(cost, **slower, stall_rate_hz=cost.stall_rate_hz / factor)
 

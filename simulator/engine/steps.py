@@ -105,7 +105,9 @@ def plan_and_launch(e, now):  # type: ignore[no-untyped-def]
     else:
         seconds = mixed_step_seconds(e.cost, singles, context, chunks, new, past, attention, finished)
     launch = (
-        drawn_launch_s(e, singles + new, singles + chunks) if chunks > 0 else decode_launch_seconds(e.cost, singles)
+        drawn_launch_s(e, now, singles + new, singles + chunks)
+        if chunks > 0
+        else decode_launch_seconds(e.cost, singles)
     )
     r = e.planned % RING
     move_on_absent(e)

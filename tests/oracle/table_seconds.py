@@ -74,13 +74,15 @@ def table_launch(table: StepCostTable) -> LaunchSeconds:
     def exponential(word: int) -> float:
         return -math.log((word + 0.5) / 2**32)
 
-    def launch(number: int, tokens: int, sequences: int, with_chunks: bool) -> tuple[float, float]:
+    def launch(now: float, number: int, tokens: int, sequences: int, with_chunks: bool) -> tuple[float, float]:
         if not with_chunks:
             graph = at_count(table.decode_launch_s, sequences)
             return graph, graph
         beside = table.launch_seq_s * min(sequences, table.launch_most_seqs)
         mean, share = at_count(table.mixed_launch_s, tokens) + beside, table.launch_jitter
         word = hashed(hashed(hashed(table.launch_seed + 1) + number) + tokens)
+        place = (hashed(hashed(table.launch_seed + 1) ^ hashed(int(now / table.launch_stretch_s))) + 0.5) / 2**32
+        mean *= 1 + table.launch_swing * (2 * place - 1)
         seconds = mean * (1 - share) + mean * share * exponential(word)
         word = hashed(word)
         if exponential(word) < table.stall_rate_hz * seconds:

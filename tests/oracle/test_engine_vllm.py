@@ -93,9 +93,10 @@ def test_with_a_cost_table(case, told):
 
 
 @some(80)
-@given(cases(), st.booleans())
-def test_with_launches_that_hold_results_back(case, told):
-    """Graphs up to 64 tokens, slower launches beyond; some longer than the step, some shorter."""
+@given(cases(), st.booleans(), st.sampled_from([0.0, 0.4]))
+def test_with_launches_that_hold_results_back(case, told, swing):
+    """Graphs up to 64 tokens, slower launches beyond; some longer than the step, some shorter; on an even host, or
+    one whose pace swings."""
     options, requests = case
     assume(takes_time(options))
     tokens = np.arange(0, 257, dtype=float)
@@ -105,6 +106,8 @@ def test_with_launches_that_hold_results_back(case, told):
         mixed_launch_s=launch,
         mixed_prepare_s=1e-3,
         launch_jitter=0.3,
+        launch_swing=swing,
+        launch_stretch_s=0.0537,
         launch_seq_s=1e-4,
         stall_rate_hz=20.0,
         stall_s=8e-3,

@@ -27,7 +27,7 @@ OWN_TOKEN = 10_000_000  # token values from here on belong to one request alone
 StepSeconds = Callable[[Sequence[tuple[int, int]], Sequence[tuple[int, int]], int], float]
 # (number of the step, its tokens, its sequences, whether it has chunks) -> seconds before its first kernel runs, and
 # until it is launched
-LaunchSeconds = Callable[[int, int, int, bool], tuple[float, float]]
+LaunchSeconds = Callable[[float, int, int, int, bool], tuple[float, float]]
 # (start, seconds at full clocks, singles, chunks) -> seconds of a GPU that has a power limit, step after step
 Pace = Callable[[float, float, Sequence[tuple[int, int]], Sequence[tuple[int, int]]], float]
 
@@ -122,7 +122,7 @@ class Engine:
         singles, chunks = [w for w in work if w[0] == 1], [w for w in work if w[0] > 1]
         prepare, launch = 0.0, 0.0
         if self.launch is not None:
-            prepare, launch = self.launch(self.launched, sum(n for n, _ in work), len(work), bool(chunks))
+            prepare, launch = self.launch(self.now, self.launched, sum(n for n, _ in work), len(work), bool(chunks))
         self.launched += 1
         start = max(self.now + prepare, self.free_s)
         seconds = self.seconds(singles, chunks, len(step.sampling) - len(step.decoding))

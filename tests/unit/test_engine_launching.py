@@ -59,20 +59,29 @@ def test_a_launch_is_drawn_by_seed_batch_and_tokens(
     mean = 2.0 + 0.01 * tokens + 0.1 * 3
     word = hashed(hashed(hashed(seed + 1) + planned) + tokens)
     expected = mean * (1 - jitter + jitter * exponential(word))
-    assert launching.drawn_launch_s(e, tokens, 3) == pytest.approx(expected)
+    assert launching.drawn_launch_s(e, 7.5, tokens, 3) == pytest.approx(expected)
     stalled = with_cost(
         replace(LAUNCHED, launch_jitter=jitter, launch_seed=seed, stall_rate_hz=rate_hz, stall_s=4.0), planned
     )
     again = hashed(word)
     hit = exponential(again) < rate_hz * expected
     expected += 4.0 * exponential(hashed(again)) if hit else 0.0
-    assert launching.drawn_launch_s(stalled, tokens, 3) == pytest.approx(expected)
+    assert launching.drawn_launch_s(stalled, 7.5, tokens, 3) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("now", "stretch"), [(0.0, 0), (0.89, 0), (0.91, 1), (9.1, 10)])
+def test_a_host_keeps_its_pace_for_a_stretch_of_time(now: float, stretch: int) -> None:
+    cost = replace(LAUNCHED, launch_swing=0.5, launch_seed=4, launch_stretch_s=0.9)
+    pace = 0.5 + (hashed(hashed(4 + 1) ^ hashed(stretch)) + 0.5) / 2**32
+    for planned, tokens in ((0, 5), (3, 9)):
+        expected = (2.0 + 0.01 * tokens + 0.1 * 3) * pace
+        assert launching.drawn_launch_s(with_cost(cost, planned), now, tokens, 3) == pytest.approx(expected)
 
 
 def test_launches_that_are_not_told_apart_take_no_time() -> None:
-    assert launching.drawn_launch_s(with_cost(affine_cost(1.0)), 5, 2) == 0.0
+    assert launching.drawn_launch_s(with_cost(affine_cost(1.0)), 0.0, 5, 2) == 0.0
     nothing = StepCostTable(affine=False, launch_jitter=0.5, launch_seq_s=1.0, stall_rate_hz=1e9, stall_s=1.0)
-    assert launching.drawn_launch_s(with_cost(nothing), 5, 2) == 0.0
+    assert launching.drawn_launch_s(with_cost(nothing), 0.0, 5, 2) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -188,13 +197,13 @@ def test_kernels_are_fetched_once() -> None:
     put(e, cost=step_cost_record(replace(LAUNCHED, cold_prompt_s=5.0, cold_past_s=20.0)))
     launch = 2.0 + 0.01 * 5 + 0.1 * 2
     spent = [
-        sglang_plan.prompts_launch_s(e, 5, 2, past, seconds)
+        sglang_plan.prompts_launch_s(e, 0.0, 5, 2, past, seconds)
         for past, seconds in ((0, 1.0), (0, 1.0), (3, 9.0), (3, 9.0))
     ]
     assert spent == pytest.approx([launch + 5.0, launch, 9.0 + 20.0, launch])
     both = idle("sglang")
     put(both, cost=step_cost_record(replace(LAUNCHED, cold_prompt_s=5.0, cold_past_s=20.0)))
-    assert sglang_plan.prompts_launch_s(both, 5, 2, 1, 0.0) == pytest.approx(launch + 25.0)
+    assert sglang_plan.prompts_launch_s(both, 0.0, 5, 2, 1, 0.0) == pytest.approx(launch + 25.0)
 
 
 @pytest.mark.parametrize(("seed", "row", "token"), [(0, 0, 1), (0, 0, 2), (0, 1, 1), (5, 3, 40)])

@@ -387,7 +387,7 @@ def test_a_slow_worker_is_slow_in_every_number_of_seconds() -> None:
     """Shares, knots, seeds and ranks are no seconds; stalls come as often in a launch that is so much longer."""
     kept = {"affine", "launch_jitter", "context_knots", "chunk_new_knots", "chunk_past_knots", "ranks"}
     kept |= {"launch_seed", "launch_most_seqs", "mixed_slower", "queue_share"}
-    kept |= {"power_window_s", "power_idle", "power_exponent", "attention_drive"}
+    kept |= {"launch_swing", "launch_stretch_s", "power_window_s", "power_idle", "power_exponent", "attention_drive"}
     values: dict[str, Any] = {}
     for i, field in enumerate(fields(StepCostTable)):
         default = getattr(StepCostTable(True), field.name)

@@ -218,7 +218,7 @@ def prompts_spread(e, chunks):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def prompts_launch_s(e, tokens, seqs, past, seconds):  # type: ignore[no-untyped-def]
+def prompts_launch_s(e, now, tokens, seqs, past, seconds):  # type: ignore[no-untyped-def]
     """Host seconds to launch the step being planned: ``tokens`` of ``seqs`` sequences, some of prompts, that take
     ``seconds`` on the GPU; ``past``: tokens of its prompts computed before. Kernels that it is the first to need are
     fetched or compiled meanwhile."""
@@ -229,5 +229,5 @@ def prompts_launch_s(e, tokens, seqs, past, seconds):  # type: ignore[no-untyped
     if past > 0 and not e.warm_past:
         e.warm_past = True
         cold += e.cost.cold_past_s
-    launching = drawn_launch_s(e, tokens, seqs)
+    launching = drawn_launch_s(e, now, tokens, seqs)
     return launching if cold == 0.0 else max(launching, seconds) + cold
