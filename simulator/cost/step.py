@@ -383,8 +383,7 @@ def explain_step(
         waits.append(("preparing on an idle GPU", prepare_s(step.hosted)))
         whole_s = sum(line.seconds for line in lines + head) + sum(seconds for _, seconds in waits)
         launch_s = float((launch_ahead_s(step, np.array([tokens])) + launch_seqs_s(step, count))[0])
-        piecewise = float(eager_launch(step, np.array([tokens]))[0]) == 0.0
-        name = "launching graphs" if piecewise else "launching kernel by kernel"
-        waits.append((name, max(launch_s - whole_s, 0.0)))
+        eager = float(eager_launch(step, np.array([tokens]))[0]) > 0.0
+        waits.append(("launching kernel by kernel" if eager else "launching graphs", max(launch_s - whole_s, 0.0)))
     place = f"engine profile {engine_costs.name}"
     return lines + head + [OperatorCost(n, 1, s, "host", 0.0, 0.0, place) for n, s in waits if s > 0]

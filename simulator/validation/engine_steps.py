@@ -36,7 +36,7 @@ _HALFWAY, _RUNNING_OUTPUT = 22, 200
 #: An added prompt comes after so many seconds of the batch, and in this many runs, at other moments of a step.
 _SETTLED_S, _PHASES = 3.0, 4
 #: Launches scatter: so many draws of each.
-_DRAWS = 5
+_DRAWS = 15
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ def _seconds(plan: Any, kind: str, batch: int, context: int, prompt: int) -> flo
     if kind == "prefill":
         trace = Trace.from_columns([0.0], [prompt], [2])
         return float(np.median([_first_token_s(plan, trace, seed) for seed in range(_DRAWS)]))
-    runs = [(phase / _PHASES, seed) for phase in range(_PHASES) for seed in range(_DRAWS)]
+    # seeds of their own: a host keeps its pace for longer than a decode step
+    runs = [(phase / _PHASES, _DRAWS * phase + draw) for phase in range(_PHASES) for draw in range(_DRAWS)]
     return float(np.median([_added(plan, batch, context, prompt, phase, seed) for phase, seed in runs]))
 
 
