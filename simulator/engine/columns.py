@@ -27,7 +27,7 @@ NUMBERS: dict[str, str] = {
     "planned": "batches planned so far: the number of the next one",
     "completed": "batches completed so far",
     "gpu_free_s": "end of the last planned batch",
-    "host_free_s": "until then the host asks for KV elsewhere",
+    "host_free_s": "until then the host launches a batch, or asks for KV elsewhere",
     "pressure": "mean power of the GPU's last moments over its limit, at the end of the last planned batch's work",
     "worked_s": "end of that work",
     "plan_at_s": "moment at which planning is due, or NEVER",

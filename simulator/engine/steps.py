@@ -134,6 +134,8 @@ def push_batch(e, now, seconds, energy_s, decodes, launch, prompts):  # type: ig
         start = start_batch(e, now, begin, seconds, launch)
     else:
         start = start_decode(e, now, begin, seconds, launch)
+    if launch > 0.0:
+        e.host_free_s = begin + launch  # of two batches planned from idle, the second is launched behind the first
     e.batch_decodes[r] = decodes
     if e.rules.stream_interval > 1:
         e.batch_sent[r] = e.stream_phase[e.planned % e.rules.stream_interval]
