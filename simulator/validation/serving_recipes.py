@@ -50,8 +50,6 @@ DECODE_GRAPHS, FUSED_NORMS = "vllm-0.10-decode-graphs", "-fused-norms"
 #: SGLang on B200 where a table names no version, by the day of the run: the benchmark's image until 2025-11 was
 #: lmsysorg/sglang:v0.5.3rc1-cu129-b200.
 COLD_BUILDS = (("2025-11-15", "sglang-0.5.3-b200"), ("~", "sglang-0.5.5-b200"))
-#: SGLang as DeepSeek's script on Hopper starts it: ``--attention-backend flashinfer``; Blackwell's says trtllm_mla.
-FLASHINFER_MLA = "sglang-flashinfer-mla"
 #: SGLang with DeepEP, as the recipes of 2025-12 and later start it: no two-batch overlap.
 WIDE_EXPERTS = "sglang-deepep-0.5"
 #: TensorRT-LLM as the benchmark's runs of DeepSeek-R1 of 2025-11 had it, which state no version.
@@ -94,8 +92,6 @@ def _profile(point: Point) -> str:
     blackwell = point.system in ("b200_sxm", "gb200")
     if is_deepep(point):
         return WIDE_EXPERTS
-    if (point.backend, point.origin, point.model, blackwell) == ("sglang", "inferencex", "deepseek-v3", False):
-        return FLASHINFER_MLA
     version = _numbers(point.version)[:2]
     if point.backend == "vllm" and point.origin == "inferencex":
         return _benchmarks_vllm(point, version, blackwell)

@@ -331,7 +331,7 @@ def test_builds_of_sglang_that_state_no_version_are_known_by_their_day(tmp_path:
     ]
     assert names == ["sglang-0.5.3-b200", "sglang-0.5.5-b200"]
     hopper = point(tmp_path, **row | {"system": "h200_sxm"}, measured="2025-11-10")
-    assert recipe_of(hopper, "colocated").profile == "sglang-flashinfer-mla"
+    assert recipe_of(hopper, "colocated").profile == "sglang"
 
 
 def test_errors_of_a_group(tmp_path: Path) -> None:
