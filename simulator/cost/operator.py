@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from simulator.cost.kernels import at_least_one
-from simulator.cost.roofline import Floats, Time
+from simulator.cost.roofline import Floats, Time, either
 from simulator.hardware.power import power_limit
 
 
@@ -34,6 +34,15 @@ class Operator:
     def longer(self, seconds: float) -> Operator:
         """The same kernel, each count taking so many seconds more."""
         return replace(self, time=lambda counts: self.time(counts).longer(counts * seconds))
+
+    def or_slower(self, other: Operator) -> Operator:
+        """This kernel, or ``other`` where that takes longer."""
+
+        def time(counts: Floats) -> Time:
+            one, two = self.time(counts), other.time(counts)
+            return either(one.seconds >= two.seconds, one, two)
+
+        return replace(self, time=time, origin=f"{self.origin}; or {other.origin} where it is slower")
 
     def at_full_clocks(self, ranks: int) -> Operator:
         """A product whose table rows beyond some count were measured at the power limit: more tokens (shared by

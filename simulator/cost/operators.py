@@ -22,7 +22,6 @@ from simulator.cost.roofline import (
     MoeShape,
     Time,
     active_experts,
-    either,
     gemm_time,
     moe_time,
     stream_time,
@@ -223,7 +222,8 @@ class Step:
         if aligned or (self.deepep and self.costs.experts.grouped):
             yield self._grouped_experts(layers)
         else:
-            yield self._busiest_experts(layers) if self._waits_for_busiest else self._experts(layers)
+            experts = self._experts(layers)
+            yield experts.or_slower(self._experts(layers, routing="balanced")) if self._waits_for_busiest else experts
         if self.deepep:
             yield from self._deepep(layers, low_latency=False)
         elif self.parallel.dp > 1:
@@ -258,16 +258,6 @@ class Step:
             return kernel, replace(form, widened_per_s=rate, compute_share=1.0)
         names = [f"{f}-{routing or self.routing}" for f in nearest_formats(kind)]
         return self.kernels.find("moe", self.costs.expert_kernels or self.costs.kernels, *names), form
-
-    def _busiest_experts(self, layers: int) -> Operator:
-        """Of balanced and skewed rows, the slower."""
-        skewed, even = self._experts(layers), self._experts(layers, routing="balanced")
-
-        def time(tokens: Floats) -> Time:
-            one, other = skewed.time(tokens), even.time(tokens)
-            return either(one.seconds >= other.seconds, one, other)
-
-        return replace(skewed, time=time, origin=f"{skewed.origin}; or balanced rows where they are slower")
 
     def _experts(self, layers: int, *, identical: bool = False, routing: str = "") -> Operator:
         routing = routing or self.routing
