@@ -299,6 +299,7 @@ def sglang_pool(point: Point, role: str) -> dict[str, Any]:
             "max_prefill_tokens": 8192 * ranks,
             "max_running_requests": 8,
             "mem_fraction_static": 0.6,
+            "load_balance_method": "round_robin",
         }
     return {
         "chunked_prefill_size": 131072,
