@@ -188,9 +188,9 @@ def sequences_at_once(point: Point) -> int:
 
 
 #: Tokens that Qwen3's chat template puts around a prompt: <|im_start|>user and a newline before it, <|im_end|>, a
-#: newline, <|im_start|>assistant and a newline after it. NVIDIA's runs ask the chat endpoint (aiconfigurator,
-#: ``eval/benchmarks/genai_perf_runner.py``).
-CHAT_TOKENS = {"qwen3-32b": 8, "qwen3-235b-a22b": 8}
+#: newline, <|im_start|>assistant and a newline after it; Llama-3.1's adds a system message with two dates. NVIDIA's runs
+#: ask the chat endpoint (aiconfigurator, ``eval/benchmarks/genai_perf_runner.py``).
+CHAT_TOKENS = {"qwen3-32b": 8, "qwen3-235b-a22b": 8, "llama-3.1-8b": 35, "llama-3.1-70b": 35}
 #: Lengths of the sweep's prompts are multiples of it.
 SWEEP_TOKENS = 1024
 
@@ -210,8 +210,13 @@ def in_vllm_sweep(point: Point) -> bool:
 
 
 def chat_tokens(point: Point) -> int:
-    """Tokens of a prompt beyond its nominal length."""
-    return CHAT_TOKENS.get(point.model, 0) if in_vllm_sweep(point) else 0
+    """Tokens of a prompt beyond its nominal length, where steps are so full of prompts that they decide.
+
+    SGLang's chunks of 8,192 tokens would hold eight prompts of 1,024, four of 2,048 and two of 4,096: with the template
+    the last of them waits for the next step, as TTFT of Qwen3-32B with 16 clients shows.
+    """
+    own_sglang = point.backend == "sglang" and point.origin != "inferencex"
+    return CHAT_TOKENS.get(point.model, 0) if own_sglang or in_vllm_sweep(point) else 0
 
 
 def is_first_script(point: Point) -> bool:

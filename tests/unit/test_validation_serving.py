@@ -143,6 +143,9 @@ def test_clients_of_the_first_sglang_runs_fall_out_of_step(tmp_path: Path) -> No
     early = first.output_tokens < 512
     assert 0.005 < early.mean() < 0.04 and first.output_tokens.min() > 1
     assert set(first.max_output_tokens) == {512} == set(later.output_tokens)
+    # the chat template around a prompt of 64 tokens: Llama-3.1's unless said otherwise, Qwen3's
+    assert set(first.input_tokens) == {64 + 35} == set(later.input_tokens)
+    assert set(requests_of(replace(runs[0], model="qwen3-32b")).input_tokens) == {64 + 8}
     assert [recipe_of(run, "colocated").settings["ignore_eos"] for run in runs] == [False, True]
     shares = [
         recipe_of(replace(runs[0], precision=precision), "colocated").settings.get("mem_fraction_static")
