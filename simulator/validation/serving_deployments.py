@@ -188,8 +188,8 @@ def sequences_at_once(point: Point) -> int:
 
 
 #: Tokens that Qwen3's chat template puts around a prompt: <|im_start|>user and a newline before it, <|im_end|>, a
-#: newline, <|im_start|>assistant and a newline after it; Llama-3.1's adds a system message with two dates. NVIDIA's runs
-#: ask the chat endpoint (aiconfigurator, ``eval/benchmarks/genai_perf_runner.py``).
+#: newline, <|im_start|>assistant and a newline after it; Llama-3.1's adds a system message with two dates. NVIDIA's
+#: runs ask the chat endpoint (aiconfigurator, ``eval/benchmarks/genai_perf_runner.py``).
 CHAT_TOKENS = {"qwen3-32b": 8, "qwen3-235b-a22b": 8, "llama-3.1-8b": 35, "llama-3.1-70b": 35}
 #: Lengths of the sweep's prompts are multiples of it.
 SWEEP_TOKENS = 1024
