@@ -263,10 +263,10 @@ def has_piecewise_graphs(point: Point) -> bool:
 
 
 #: ``mem_fraction_static`` of NVIDIA's unquantised runs of SGLang, as a share of all of a GPU's memory: 0.8 of what is
-#: free when the engine starts (78.6 of 79.2 GiB on an H100). Inferred from the runs, not published: on one GPU (0.5.8)
-#: requests wait as with some 7,000 tokens of KV, on two (0.5.1) as with 260,000; SGLang's own rule gives three times as
-#: many, and an eighth more.
-UNQUANTISED_STATIC = 0.794
+#: free when the engine starts (some 78.4 of 79.2 GiB on an H100). Inferred from the runs, not published: on one GPU
+#: (0.5.8) requests wait as with some 7,000 tokens of KV, on two (0.5.1) as with 260,000; SGLang's own rule gives three
+#: times as many, and an eighth more.
+UNQUANTISED_STATIC = 0.792
 #: Tokens of answers after which, on average, a client of NVIDIA's first runs of SGLang (0.5.1, 2025-08) falls out of
 #: step: its answer ends before the length asked for. Inferred from the runs, not published. The scheduler puts prompts
 #: first and all answers are of one length, so clients that start together stay together: TTFT would not depend on that
