@@ -126,6 +126,7 @@ def make_engine(  # type: ignore[no-untyped-def]
         0.0,
         0.0,
         0.0,
+        0.0,
         NEVER,
         -1.0,
         0,

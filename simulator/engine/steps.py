@@ -128,14 +128,16 @@ def plan_and_launch(e, now):  # type: ignore[no-untyped-def]
 def push_batch(e, now, seconds, energy_s, decodes, launch, prompts):  # type: ignore[no-untyped-def]
     """Start the planned batch; returns when it does. ``prompts``: whether it holds any prompt tokens."""
     r = e.planned % RING
-    begin = max(now, e.host_free_s)
+    # of two batches with prompts that are planned from idle, the second is launched behind the first; a decode step
+    # behind a lone prompt holds back none of its tokens
+    begin = max(now, e.host_free_s, e.launched_s if prompts else 0.0)
     seconds = limited_s(e, begin, seconds, energy_s, launch, prompts)
     if prompts:
         start = start_batch(e, now, begin, seconds, launch)
     else:
         start = start_decode(e, now, begin, seconds, launch)
-    if launch > 0.0:
-        e.host_free_s = begin + launch  # of two batches planned from idle, the second is launched behind the first
+    if prompts:
+        e.launched_s = begin + launch
     e.batch_decodes[r] = decodes
     if e.rules.stream_interval > 1:
         e.batch_sent[r] = e.stream_phase[e.planned % e.rules.stream_interval]

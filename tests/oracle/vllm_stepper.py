@@ -60,7 +60,7 @@ class Engine:
         self.scheduler = self.scheduler_class(settings, role, names, self._read_starts)
         self.in_flight: deque[tuple[float, Step, tuple[list[Request], list[Request]]]] = deque()
         self.free_s = 0.0  # when the last planned step ends
-        self.host_s = 0.0  # when the last launch is over
+        self.launched_s = 0.0  # when the last batch with prompts was launched
         self.launched = 0
         self.reads: list[tuple[float, Request]] = []  # end of each read not reported yet
         self.sends: list[tuple[float, Request]] = []
@@ -125,7 +125,7 @@ class Engine:
         if self.launch is not None:
             prepare, launch = self.launch(self.now, self.launched, sum(n for n, _ in work), len(work), bool(chunks))
         self.launched += 1
-        begin = max(self.now, self.host_s)  # two batches planned from idle are launched one after the other
+        begin = max(self.now, self.launched_s) if chunks else self.now  # two batches with prompts, planned from idle
         start = max(begin + prepare, self.free_s)
         seconds = self.seconds(singles, chunks, len(step.sampling) - len(step.decoding))
         self.free_s = start + (seconds if self.pace is None else self.pace(start, seconds, singles, chunks))
@@ -134,8 +134,8 @@ class Engine:
         if self.in_flight and launch:  # the loop that launches looks at the results before only afterwards
             end, *rest = self.in_flight.pop()
             self.in_flight.append((max(end, begin + launch), *rest))
-        if launch:
-            self.host_s = begin + launch
+        if chunks:
+            self.launched_s = begin + launch
         self.in_flight.append((self.free_s, step, (self._ended(self.reads), self._ended(self.sends))))
         if len(self.steps) < keep_steps:
             self.steps.append(

@@ -142,6 +142,20 @@ def test_a_decode_batch_runs_once_its_graph_is_launched(host_free_s: float, star
     assert look(mixed, "gpu_free_s") == begin + 2.0
 
 
+def test_two_batches_with_prompts_planned_from_idle_are_launched_in_turn() -> None:
+    """Both planned at 3, launched by 5 and 7: the first one's results wait for the second; a decode batch waits for
+    neither launch, only for the GPU."""
+    e = with_cost(LAUNCHED)
+    assert push_batch(e, 3.0, 1.0, 0.0, 0, 2.0, True) == 3.0
+    assert push_batch(e, 3.0, 1.0, 0.0, 0, 2.0, True) == 5.0
+    assert look(e, "batch_end_s")[:2].tolist() == [7.0, 7.0]
+    assert push_batch(e, 3.0, 1.0, 0.0, 5, 2.5, False) == 7.0
+    assert look(e, "batch_end_s")[:3].tolist() == [7.0, 7.0, 8.0]
+    later = with_cost(LAUNCHED)
+    push_batch(later, 3.0, 1.0, 0.0, 0, 2.0, True)
+    assert push_batch(later, 9.0, 1.0, 0.0, 0, 2.0, True) == 9.0
+
+
 @pytest.mark.parametrize(
     ("launch", "prompts", "gpu_free_s", "idle_s"),
     [(2.0, False, 0.0, 3.0), (2.0, True, 0.0, 1.5), (0.0, True, 0.0, 1.0), (2.0, False, 9.0, 7.0)],
