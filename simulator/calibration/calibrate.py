@@ -65,11 +65,12 @@ def calibrate(asked: Calibration, tell: Callable[[str], None]) -> list[Fitted]:
     like = asked.like or (TINY_LIKE if asked.tiny else None)
     base = base_of(measured, like)
     kernels = write_gpu(measured, base, asked.out)
-    for path, fit in _write_links(measured, load_gpu(base), asked.out).items():
-        tell(f"{path.name}: {_words(fit)}")
+    for fit, path in _write_links(measured, load_gpu(base), asked.out):
+        name = fit.name if path is None else path.name
+        tell(f"{name}: {_words(fit)}")
         if fit.name.startswith("peer/"):
             off = layout_errors(measured, fit).items()
-            tell(f"{path.name}: median error by layout: {', '.join(f'{name} {100 * e:.1f} %' for name, e in off)}")
+            tell(f"{name}: median error by layout: {', '.join(f'{layout} {100 * e:.1f} %' for layout, e in off)}")
     for line in _beside(measured):
         tell(line)
     if asked.rows is None:
@@ -77,20 +78,22 @@ def calibrate(asked: Calibration, tell: Callable[[str], None]) -> list[Fitted]:
     return kernels
 
 
-def _write_links(measured: Measured, gpu: Gpu, out: Path) -> dict[Path, LinkFit]:
-    """A link profile of the host's link and, with a second GPU, of that between them, where they were measured."""
+def _write_links(measured: Measured, gpu: Gpu, out: Path) -> list[tuple[LinkFit, Path | None]]:
+    """A link profile of the host's link and, with a second GPU, of that between them, where they were measured. All
+    fits, with the profile if one was written of it: other ways to copy have laws of their own."""
     chosen = {"host_to_device/calls": ("pcie", gpu.pcie_bandwidth_bytes_per_s)}
     chosen["peer/calls"] = ("nvlink", gpu.nvlink_bandwidth_bytes_per_s)
-    found = {}
+    found: list[tuple[LinkFit, Path | None]] = []
     for fit in (*host_links(measured), *peer_links(measured)):
+        path = None
         if fit.name in chosen:
             kind, line_rate = chosen[fit.name]
             path = out.with_name(f"{out.stem}.{kind}.yaml")
             # what starts copies, host or graph, does not change what they share with kernels beside them
-            beside = beside_work(measured, "graph") if kind == "nvlink" else 1.0
+            beside = beside_work(measured) if kind == "nvlink" else 1.0
             words = "; ".join(_beside(measured))
             write_link(fit, kind, line_rate, measured.about, path, beside=beside, words=words)
-            found[path] = fit
+        found.append((fit, path))
     return found
 
 

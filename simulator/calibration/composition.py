@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from simulator.calibration.measure.ops import OWN
 from simulator.calibration.measure.plan import ModelShape, Plan, StepCase
 from simulator.calibration.measure.trace import chunks
 from simulator.calibration.measured import Measured
-from simulator.calibration.measured_rows import US
+from simulator.calibration.measured_rows import BF16, US
 
 #: Seconds after a rest at which an H200 lowers its clock for work above its power limit: 30 to 90 ms, the median of 16
 #: such layers and products is this (docs/calibration.md).
@@ -45,6 +45,11 @@ class Composed:
             return steady
         free = min(burst, HELD_BACK_AFTER_S)
         return free + (burst - free) * steady / burst
+
+    @property
+    def between_s(self) -> float:
+        """The sum where the step ran neither after a rest nor for long: between the two, as their geometric mean."""
+        return float(np.sqrt(sum(self.burst_s.values()) * sum(self.steady_s.values())))
 
     @property
     def error(self) -> float:
@@ -134,32 +139,35 @@ def _attention(curves: _Curves, model: ModelShape, step: StepCase, library: str)
     return decode | ({"attention": curves.chunk(step.new, step.past, about)} if step.new else {})
 
 
-def parts(curves: _Curves, model: ModelShape, step: StepCase, library: str) -> dict[str, float]:
-    """Seconds of a step's kernels, all layers. Raises KeyError where a kernel was not measured."""
+def parts(curves: _Curves, whole: ModelShape, step: StepCase, library: str, ranks: int = 1) -> dict[str, float]:
+    """Seconds of a step's kernels, all layers, on one of ``ranks`` that share the model ``whole``; their sums left out.
+    Small kernels were measured on a whole model: on a share of its width they take as long as on a share of the tokens,
+    which are as many bytes. Raises KeyError where a kernel was not measured."""
+    model = whole.shard(ranks) if ranks > 1 else whole
     tokens, last = step.seqs + step.new, step.seqs + (1 if step.new else 0)
-    heads = {"heads": model.q_heads, "kv_heads": model.kv_heads, "width": model.head_dim}
+    heads = {"heads": whole.q_heads, "kv_heads": whole.kv_heads, "width": whole.head_dim}
 
     def gemm(count: int, n: int, k: int) -> float:
         return curves.at("gemm_bf16", "m", count, {"n": n, "k": k})
 
-    def element(op: str, count: int, **about: object) -> float:
+    def element(op: str, count: float, **about: object) -> float:
         return curves.at("elements", "tokens", count, {"op": op, **about})
 
     one = {f"product {n} x {k}": gemm(tokens, n, k) for n, k in model.gemms() if n != model.vocab}
     one |= _attention(curves, model, step, library)
     one["norms"] = 2 * element("add_norm", tokens, hidden=model.hidden)
-    one |= {op: element(op, tokens, **heads) for op in ("rotate", "write_cache")}
+    one |= {op: element(op, tokens / ranks, **heads) for op in ("rotate", "write_cache")}
     if model.experts:
         one["choose"] = element("choose", tokens, experts=model.experts)
         about = {"hidden": model.hidden, "width": model.expert_ffn, "experts": model.experts, "skew": 0.0}
         one["experts"] = curves.at("experts", "tokens", tokens, about)
     else:
-        one["activate"] = element("activate", tokens, hidden=model.ffn)
+        one["activate"] = element("activate", tokens / ranks, hidden=whole.ffn)
     head = {
         "head": gemm(last, model.vocab, model.hidden),
-        "sample": element("sample", last, vocab=model.vocab),
+        "sample": element("sample", last / ranks, vocab=whole.vocab),
         "last norm": element("add_norm", last, hidden=model.hidden),
-        "embed": element("embed", tokens, hidden=model.hidden, vocab=model.vocab),
+        "embed": element("embed", tokens, hidden=model.hidden, vocab=whole.vocab),
     }
     return {**{name: value * model.layers for name, value in one.items()}, **head}
 
@@ -182,6 +190,23 @@ def composed_steps(measured: Measured, plan: Plan, *, rested: bool) -> Iterator[
         except KeyError:
             continue
         yield Composed(model.name, step, library, rested, float(row["seconds"]), *found)
+
+
+def composed_tp_steps(
+    measured: Measured, kernels: Measured, plan: Plan, all_reduce: Callable[[float], float]
+) -> Iterator[Composed]:
+    """Every tensor-parallel step of ``measured`` that was replayed from a graph, beside its ``kernels``, measured on
+    one GPU, and two sums a layer, ``all_reduce(bytes)`` seconds each. See ``Composed.between_s``."""
+    table = measured.table("tp_step")
+    burst, steady = (_Curves(kernels, rested=each) for each in (True, False))
+    models = {model.name: model for model in plan.models}
+    for row in table[table["mode"] == "graph"].to_dict("records"):
+        step = StepCase(*(int(row[name]) for name in ("seqs", "context", "new", "past")))
+        model = models[str(row["model"])]
+        message = (step.seqs + step.new) * model.hidden * BF16
+        sums = {"all-reduce": 2 * model.layers * all_reduce(message)}
+        found = [parts(curves, model, step, OWN, int(row["tp"])) | sums for curves in (burst, steady)]
+        yield Composed(model.name, step, OWN, False, float(row["median_us"]) * US, *found)
 
 
 def composed_prompts(measured: Measured, plan: Plan) -> Iterator[Composed]:

@@ -17,6 +17,8 @@ Floats = NDArray[np.float64]
 US = 1e-6
 #: Rows a fit of three numbers needs, and the share of them held back to measure its error.
 LEAST_ROWS, HELD_BACK = 8, 0.2
+#: Layout of a copy in one piece.
+RANGE = "range"
 #: One setup may take up to this long, one piece too.
 MOST_S = 1e-2
 
@@ -34,34 +36,42 @@ class LinkFit:
     held_back: Floats
 
 
-def _terms(pieces: Floats, size: Floats, seconds: Floats) -> Floats:
-    """Setup, seconds a piece, seconds a byte that bring the sum closest to the measured times, in the logarithm."""
+def _terms(pieces: Floats, size: Floats, seconds: Floats, known_per_byte: float | None) -> Floats:
+    """Setup, seconds a piece, seconds a byte that bring the sum closest to the measured times, in the logarithm; the
+    last one as it is ``known``, if it is."""
     try:
         from scipy.optimize import least_squares
     except ImportError:  # pragma: no cover - scipy is a development dependency
         raise InputError("fitting links needs scipy: pip install scipy") from None
-    per_byte = float(np.min(seconds / size))
+    per_byte = float(np.min(seconds / size)) if known_per_byte is None else known_per_byte
+    free = 3 if known_per_byte is None else 2
     scale = np.array([float(np.min(seconds)), float(np.min(seconds / pieces)), per_byte])
 
     def misfit(x: Floats) -> Floats:
-        found: Floats = np.log(x[0] * scale[0] + x[1] * scale[1] * pieces + x[2] * scale[2] * size) - np.log(seconds)
+        setup, per_piece, byte = np.append(x, [1.0] * (3 - free)) * scale
+        found: Floats = np.log(setup + per_piece * pieces + byte * size) - np.log(seconds)
         return found
 
-    bounds = (np.array([0.0, 0.0, 1e-3]), np.array([MOST_S, MOST_S, 1.0]) / np.array([scale[0], scale[1], 1e-3]))
-    found: Floats = least_squares(misfit, [0.5, 0.5, 1.0], bounds=bounds, loss="soft_l1", f_scale=0.1).x * scale
+    most = np.array([MOST_S, MOST_S, 1.0]) / np.array([scale[0], scale[1], 1e-3])
+    bounds = (np.array([0.0, 0.0, 1e-3])[:free], most[:free])
+    start = np.array([0.5, 0.5, 1.0])[:free]
+    x = least_squares(misfit, start, bounds=bounds, loss="soft_l1", f_scale=0.1).x
+    found: Floats = np.append(x, [1.0] * (3 - free)) * scale
     return found
 
 
-def fit_link(name: str, table: pd.DataFrame, seed: int = 0) -> LinkFit:
-    """Fit rows with columns ``pieces``, ``bytes`` and ``median_us``. Raises InputError for too few."""
+def fit_link(name: str, table: pd.DataFrame, seed: int = 0, bandwidth: float | None = None) -> LinkFit:
+    """Fit rows with columns ``pieces``, ``bytes`` and ``median_us``; ``bandwidth`` (bytes/s) where it is known already:
+    pieces all of one size cannot tell what a piece takes from what its bytes do. Raises InputError for too few."""
     if len(table) < LEAST_ROWS:
         raise InputError(f"link {name}: {len(table)} rows; expected at least {LEAST_ROWS}")
     pieces, size = (table[column].to_numpy(np.float64) for column in ("pieces", "bytes"))
     seconds = table["median_us"].to_numpy(np.float64) * US
     out = np.random.default_rng(seed).random(len(table)) < HELD_BACK
-    seen = _terms(pieces[~out], size[~out], seconds[~out])
+    known = None if bandwidth is None else 1.0 / bandwidth
+    seen = _terms(pieces[~out], size[~out], seconds[~out], known)
     forecast = seen[0] + seen[1] * pieces[out] + seen[2] * size[out]
-    setup, per_piece, per_byte = _terms(pieces, size, seconds).tolist()
+    setup, per_piece, per_byte = _terms(pieces, size, seconds, known).tolist()
     error: Floats = np.abs(forecast / seconds[out] - 1.0)
     return LinkFit(name, setup, per_piece, 1.0 / per_byte, len(table), error)
 
@@ -79,22 +89,26 @@ def host_links(measured: Measured) -> list[LinkFit]:
 
 def peer_links(measured: Measured) -> list[LinkFit]:
     """From one GPU to the other, by how the pieces are copied: ``peer/METHOD`` with one stream, over all layouts, and
-    ``peer/METHOD/STREAMS streams``."""
+    ``peer/METHOD/STREAMS streams``, with the bandwidth of one stream where their pieces are all of one size."""
     table = measured.table("peers")
     if table.empty:
         return []
     table = table.assign(bytes=table["piece_bytes"] * table["pieces"])
-    groups = [
-        (f"peer/{method}" + ("" if streams == 1 else f"/{streams} streams"), part)
-        for (method, streams), part in table.groupby(["method", "streams"])
-    ]
-    return [fit_link(name, part) for name, part in groups if len(part) >= LEAST_ROWS]
+    found: dict[str, LinkFit] = {}
+    for (method, streams), part in table.groupby(["method", "streams"]):  # one stream comes first
+        alone = f"peer/{method}"
+        name = alone if streams == 1 else f"{alone}/{streams} streams"
+        known = found[alone].bandwidth_bytes_per_s if alone in found and part["piece_bytes"].nunique() == 1 else None
+        if len(part) >= LEAST_ROWS:
+            found[name] = fit_link(name, part, bandwidth=known)
+    return list(found.values())
 
 
 def layout_errors(measured: Measured, fit: LinkFit) -> dict[str, float]:
-    """Layout of the pieces -> median relative error of the fit on copies with one stream: how far one law fits all."""
-    table, method = measured.table("peers"), fit.name.split("/")[1]
-    table = table[(table["method"] == method) & (table["streams"] == 1)]
+    """Layout of the pieces -> median relative error of the fit on its own copies: how far one law fits all."""
+    table, (_, method, *rest) = measured.table("peers"), fit.name.split("/")
+    streams = int(rest[0].split()[0]) if rest else 1
+    table = table[(table["method"] == method) & (table["streams"] == streams)]
     size, pieces = (table["piece_bytes"] * table["pieces"]).to_numpy(float), table["pieces"].to_numpy(float)
     forecast = fit.setup_s + pieces * fit.per_piece_s + size / fit.bandwidth_bytes_per_s
     off = np.abs(forecast / (table["median_us"].to_numpy(float) * US) - 1.0)
@@ -102,8 +116,12 @@ def layout_errors(measured: Measured, fit: LinkFit) -> dict[str, float]:
 
 
 def interference(measured: Measured) -> dict[tuple[str, str, str, str], float]:
-    """(method, work, side, who is timed) -> how many times longer it takes while the other runs."""
+    """(method, work, side, who is timed) -> how many times longer it takes while the other runs. Method "graph, range":
+    a copy in one piece, not in many."""
     table = measured.table("interference")
+    if "layout" in table:
+        whole = (table["method"] + ", " + RANGE).where(table["layout"] == RANGE)
+        table = table.assign(method=whole.fillna(table["method"]))
     found = {}
     for key, part in table.groupby(["method", "beside", "side", "timed"]) if not table.empty else ():
         times = part.groupby("loaded")["median_us"].median()
@@ -112,9 +130,10 @@ def interference(measured: Measured) -> dict[tuple[str, str, str, str], float]:
     return found  # type: ignore[return-value]
 
 
-def beside_work(measured: Measured, method: str) -> float:
-    """How many times longer copies by ``method`` take beside work: the mean over products and decode attention, on the
-    sender and on the receiver; 1 where it was not measured, or where they are none the slower."""
+def beside_work(measured: Measured, method: str = f"graph, {RANGE}") -> float:
+    """How many times longer the bytes of copies by ``method`` take beside work: the mean over products and decode
+    attention, on the sender and on the receiver; 1 where it was not measured, or where they are none the slower. Copies
+    of small pieces do not say: they wait for the pieces' starts, not for bytes."""
     found = [f for (by, _, _, timed), f in interference(measured).items() if by == method and timed == "copy"]
     return max(1.0, float(np.mean(found))) if found else 1.0
 

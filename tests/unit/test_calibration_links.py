@@ -19,6 +19,7 @@ from simulator.calibration.link_fit import (
     layout_errors,
     peer_links,
 )
+from simulator.calibration.measure.ops import one_gpu
 from simulator.calibration.measure.peers import places
 from simulator.calibration.measure.plan import tiny_plan
 from simulator.calibration.measured import Measured, read_measured, write_tables
@@ -88,12 +89,32 @@ def made_peers() -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def test_pieces_of_one_size_take_the_bandwidth_of_one_stream() -> None:
+    """Nothing else can tell what starting a piece takes from what its bytes do."""
+    table = made_peers()
+    table = table[(table["streams"] == 1) | (table["piece_bytes"] == 2**15)]
+    links = {fit.name: fit for fit in peer_links(Measured({"peers": table}, {}))}
+    one, four = links["peer/calls"], links["peer/calls/4 streams"]
+    assert four.bandwidth_bytes_per_s == pytest.approx(one.bandwidth_bytes_per_s)
+    assert four.per_piece_s == pytest.approx(0.95e-6, rel=0.05)
+
+
+def test_a_gpu_without_a_number_is_the_one_that_is_current_when_it_is_named() -> None:
+    """'cuda' kept as it is would mean the second GPU while work there is set up, and kernels with it."""
+    current = [0]
+    device = one_gpu("cuda", lambda: current[0])
+    current[0] = 1
+    assert device == "cuda:0"
+    assert one_gpu("cuda:1", lambda: 0) == "cuda:1"
+    assert one_gpu("cpu", lambda: 0) == "cpu"
+
+
 def made_interference() -> pd.DataFrame:
     """Copies take 1.2 times as long beside work on the sender, 1.1 on the receiver; work 1.3 times."""
     lines = []
     for work, side in SIDES:
         for timed, slower in (("copy", 1.2 if side == "sender" else 1.1), ("work", 1.3)):
-            about = {"method": "graph", "beside": work, "side": side, "timed": timed}
+            about = {"method": "graph", "layout": "range", "beside": work, "side": side, "timed": timed}
             lines += [{**about, "loaded": loaded, "median_us": 10.0 * (slower if loaded else 1)} for loaded in (0, 1)]
     return pd.DataFrame(lines).assign(loaded=lambda t: t["loaded"].astype(bool))
 
@@ -128,8 +149,14 @@ def test_copies_beside_work_slow_the_link_of_the_profile(tmp_path: Path) -> None
 
 def test_copies_that_work_does_not_slow_leave_the_link_alone() -> None:
     faster = made_interference().assign(median_us=lambda t: np.where(t["loaded"], 9.0, 10.0))
-    assert beside_work(Measured({"interference": faster}, {}), "graph") == 1.0
-    assert beside_work(Measured({}, {}), "graph") == 1.0
+    assert beside_work(Measured({"interference": faster}, {})) == 1.0
+    assert beside_work(Measured({}, {})) == 1.0
+
+
+def test_pieces_that_start_late_beside_work_say_nothing_of_bytes() -> None:
+    pieces = Measured({"interference": made_interference().assign(layout="blocks")}, {})
+    assert interference(pieces)["graph", "product", "sender", "copy"] == pytest.approx(1.2)
+    assert beside_work(pieces) == 1.0
 
 
 def test_collectives_of_two_ranks_become_kernels_of_the_profile() -> None:

@@ -18,6 +18,12 @@ OWN = "own"
 Array = Any
 
 
+def one_gpu(device: str, current: Callable[[], int]) -> str:
+    """``device``, and where that is a GPU without a number, the ``current`` one by its number: 'cuda' alone means
+    whichever is current when it is used, which is another one while work beside it is set up there."""
+    return f"cuda:{current()}" if device == "cuda" else device
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds of one run of a piece of work: median and quartiles over ``samples``; ``steady_s``: median after a while

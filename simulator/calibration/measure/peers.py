@@ -15,8 +15,10 @@ METHODS = ("calls", "graph", "kernel")
 STREAMS = (1, 4)
 MOST_PIECES = 2**13
 LAYERS = 32
-#: What runs beside a copy, on which side of it.
+#: What runs beside a copy, on which side of it; how the copy is made: its bytes bound one range and a kernel, starting
+#: its pieces bounds the other.
 BESIDE, SIDES = ("product", "decode"), ("sender", "receiver")
+WAYS = (("graph", "blocks"), ("graph", "range"), ("kernel", "blocks"))
 #: Rows and columns of the product, sequences and context of the decode attention that run beside.
 PRODUCT, SEQUENCES, CONTEXT = 4096, 64, 1024
 
@@ -64,12 +66,12 @@ def _beside_cases(plan: Plan, ops: Ops) -> list[Case]:
         return []
     size = plan.peer_bytes[-1]
     found: list[Case] = []
-    for method in METHODS[1:]:
+    for method, layout in WAYS:
         for beside in BESIDE:
             for side in SIDES:
                 for timed in ("copy", "work"):
                     for loaded in (False, True):
-                        about = {"method": method, "bytes": size, "beside": beside, "side": side}
+                        about = {"method": method, "layout": layout, "bytes": size, "beside": beside, "side": side}
                         found.append({**about, "timed": timed, "loaded": loaded})
     return found
 
@@ -90,8 +92,8 @@ def _work(ops: Ops, name: str) -> Work:
 def _beside(ops: Ops, case: Case) -> Work:
     """The timed one of copy and work; the other runs all the while if ``loaded``."""
     size = int(case["bytes"])  # type: ignore[call-overload]
-    piece = min(PIECE_BYTES, size)
-    about = {"layout": "blocks", "piece_bytes": piece, "pieces": size // piece, "streams": 1}
+    piece = size if case["layout"] == "range" else min(PIECE_BYTES, size)
+    about = {"layout": case["layout"], "piece_bytes": piece, "pieces": size // piece, "streams": 1}
     copy = _copy(ops, {**about, "method": case["method"]})
     host = ops if case["side"] == "sender" else ops.peer(1)
     work = _work(host, str(case["beside"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,17 @@ class ModelShape:
         if self.experts:
             return [*found, (self.experts, self.hidden)]
         return [*found, (2 * self.ffn, self.hidden), (self.hidden, self.ffn)]
+
+
+    def shard(self, ranks: int) -> ModelShape:
+        """One tensor-parallel rank's part of a dense model."""
+        return replace(
+            self,
+            q_heads=self.q_heads // ranks,
+            kv_heads=max(1, self.kv_heads // ranks),
+            ffn=self.ffn // ranks,
+            vocab=self.vocab // ranks,
+        )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ import torch.multiprocessing as processes
 
 from simulator.calibration.measure.layer import StepRun
 from simulator.calibration.measure.ops import Array, Work
-from simulator.calibration.measure.plan import ModelShape, Plan
+from simulator.calibration.measure.plan import Plan
 from simulator.calibration.measure.store import Case, Row
 
 WORLD = 2
@@ -29,17 +29,6 @@ LONGEST_S = 240.0
 #: Seconds each case is timed for, warm-up runs before, and fewest and most timed ones.
 CASE_S, WARM, FEWEST, MOST = 0.02, 5, 7, 100
 OPERATIONS = ("all_reduce", "all_to_all")
-
-
-def shard(model: ModelShape, ranks: int) -> ModelShape:
-    """One tensor-parallel rank's part of a dense model."""
-    return replace(
-        model,
-        q_heads=model.q_heads // ranks,
-        kv_heads=max(1, model.kv_heads // ranks),
-        ffn=model.ffn // ranks,
-        vocab=model.vocab // ranks,
-    )
 
 
 def measure_ranks(device: str, plan: Plan) -> list[Row]:
@@ -82,16 +71,17 @@ def _rank(rank: int, device: str, plan: Plan, folder: str) -> None:
     dist.init_process_group("nccl" if cuda else "gloo", init_method=meeting, rank=rank, world_size=WORLD)
     ops = TorchOps(f"cuda:{rank}" if cuda else "cpu")
     rows: list[Row] = []
-    for operation in OPERATIONS:
-        for size in plan.collective_bytes:
-            case: Case = {"operation": operation, "bytes": size, "ranks": WORLD}
-            rows.append({"group": "collectives", "case": case, **_time(ops, _collective(ops, operation, size))})
-    _keep(rank, folder, rows)
     dense = next(model for model in plan.models if not model.experts)
     # launched by the host first: what a graph of collectives might do to the ranks then costs nothing that is known
     for mode in ("eager", "graph") if cuda else ("eager",):
+        for operation in OPERATIONS:
+            for size in plan.collective_bytes:
+                case: Case = {"operation": operation, "bytes": size, "ranks": WORLD, "mode": mode}
+                timed = _time(ops, _collective(ops, operation, size), graph=mode == "graph")
+                rows.append({"group": "collectives", "case": case, **timed})
+        _keep(rank, folder, rows)
         for step in plan.steps:
-            run = StepRun(ops, shard(dense, WORLD), step, reduce=dist.all_reduce)
+            run = StepRun(ops, dense.shard(WORLD), step, reduce=dist.all_reduce)
             case = {"model": dense.name, **asdict(step), "tp": WORLD, "mode": mode}
             rows.append({"group": "tp_step", "case": case, **_time(ops, run.step, graph=mode == "graph")})
         _keep(rank, folder, rows)

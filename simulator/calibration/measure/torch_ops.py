@@ -18,7 +18,7 @@ from simulator.calibration.measure import torch_kernels
 from simulator.calibration.measure.check import flash_errors, kernel_errors
 from simulator.calibration.measure.cuda_calls import memcpy, smi
 from simulator.calibration.measure.flash3 import Flash3, find_library
-from simulator.calibration.measure.ops import OWN, Array, Paged, Pattern, Timing, Trace, Work
+from simulator.calibration.measure.ops import OWN, Array, Paged, Pattern, Timing, Trace, Work, one_gpu
 from simulator.calibration.measure.plan import Plan
 from simulator.calibration.measure.store import Row
 from simulator.calibration.measure.timing import summary, wall_clock, wall_trace
@@ -57,7 +57,7 @@ class TorchOps:
 
     def __init__(self, device: str, seed: int = 0, flash: str | None = None) -> None:
         self.kind = device.split(":", maxsplit=1)[0]
-        self.device = torch.device(device)
+        self.device = torch.device(one_gpu(device, torch.cuda.current_device))
         torch.manual_seed(seed)
         self._kernels = torch_kernels.choose(self.kind)
         self._pools = Pools(self.device, min(GPU_POOL, self.memory_bytes() // 10) if self.kind == "cuda" else CPU_POOL)
