@@ -271,7 +271,7 @@ def test_sockets_are_bound_by_cores_and_then_by_the_line() -> None:
 def test_gpus_of_one_node_without_nvlink_use_pcie() -> None:
     packed = speed_of("llama-3.1-8b/l40s/1p1d", "network.placement=packed")
     assert packed == pytest.approx(32e9 * 0.82)
-    assert speed_of("llama-3.1-8b/h100_sxm/1p1d", "network.placement=packed") == pytest.approx(450e9 * 0.85)
+    assert speed_of("llama-3.1-8b/h100_sxm/1p1d", "network.placement=packed") == pytest.approx(450e9 * 0.87)
 
 
 def test_a_rack_of_72_is_one_nvlink_domain() -> None:

@@ -39,7 +39,6 @@ class ModelShape:
             return [*found, (self.experts, self.hidden)]
         return [*found, (2 * self.ffn, self.hidden), (self.hidden, self.ffn)]
 
-
     def shard(self, ranks: int) -> ModelShape:
         """One tensor-parallel rank's part of a dense model."""
         return replace(
