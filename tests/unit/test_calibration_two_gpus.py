@@ -73,6 +73,10 @@ def test_reads_of_kv_by_nixl_take_what_the_link_says_from_some_thousand_pieces_o
         / (table["median_us"] * US)
         - 1.0
     )
+    run = table[table["what"] == "run"]
+    assert len(run) == 40
+    assert run["off"].median() == pytest.approx(0.025, abs=0.01)
+    assert run["off"].abs().max() < 0.09
     again = table[table["what"] == "again"]
     assert again[again["descriptors"] >= 32768]["off"].abs().max() < 0.05
     assert again[again["descriptors"] >= 4096]["off"].between(0.0, 0.15).all()
