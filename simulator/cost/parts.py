@@ -42,10 +42,13 @@ class Parts:
 
     @cached_property
     def slower(self) -> float:
-        """By how much longer the kernels of a step with prompts take than those of the tables at full clocks."""
-        if self.precision.gemm_arithmetic in self.costs.full_clock_formats:
+        """By how much longer the kernels of a step with prompts take than those of the tables at full clocks; nothing
+        on a GPU whose power limit lets products run at their peak (RTX 4090, RTX PRO 6000)."""
+        limit, gpu = power_limit(), self.gpu
+        wanted_watts = gpu.idle_power_watts + limit.joules_per_flop * gpu.peak_flops["bf16"]
+        if self.precision.gemm_arithmetic in self.costs.full_clock_formats or wanted_watts < gpu.power_watts:
             return 0.0
-        known = self.costs.power_limit and self.gpu.name in power_limit().gpus
+        known = self.costs.power_limit and gpu.name in limit.gpus
         return self.costs.mixed_slower + (0.0 if known else self.costs.power_slower)
 
     @cached_property

@@ -35,6 +35,7 @@ class PowerLimit(Schema):
     peak_watts: float = Field(ge=0, le=1e5)
     attention_watts: float = Field(ge=0, le=1e5)
     joules_per_byte: float = Field(ge=0, le=1e-9)
+    joules_per_flop: float = Field(ge=0, le=1e-9)
     full_clock_rows: int = Field(ge=1, le=10**9)
     sources: dict[str, str]
 
