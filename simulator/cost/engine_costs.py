@@ -78,6 +78,7 @@ class CostsFile(Schema):
     past_attention: float = Field(ge=0, le=2, default=0.0)
     sampling_logit_s: float = Field(ge=0, le=1e-6, default=0.0)
     all_reduce_wait_s: float = Field(ge=0, le=1e-3, default=0.0)
+    dependent_launch_s: float = Field(ge=0, le=1e-5, default=0.0)
     block_quantise_s: float = Field(ge=0, le=1e-3, default=0.0)
     frontend_s: HostSeconds
     detokenise_s: HostSeconds
@@ -94,7 +95,6 @@ class CostsFile(Schema):
     fused_all_reduce: str = ""
     gemm_kernels: dict[str, str] = Field(default_factory=dict)
     widened_experts: str = ""
-    expert_skew: float = Field(ge=0, le=4, default=0.0)
     mxfp4_padding: dict[str, tuple[Multiple, Multiple]] = Field(default_factory=dict)
     expert_block_rows: int = Field(ge=0, le=4096, default=0)
     rope_in_attention: bool = False
@@ -112,7 +112,14 @@ class CostsFile(Schema):
 
 
 #: Seconds that no faster host shortens.
-_NOT_OF_HOST = ("stall_s", "sampling_logit_s", "launch_stretch_s")
+_NOT_OF_HOST = (
+    "stall_s",
+    "sampling_logit_s",
+    "all_reduce_wait_s",
+    "dependent_launch_s",
+    "block_quantise_s",
+    "launch_stretch_s",
+)
 
 
 @dataclass(frozen=True)
@@ -150,8 +157,7 @@ class EngineCosts:
     (by ranks: of the largest number that is not above the engine's; none stated: of any size), and these run
     ``fused_all_reduce`` (the engine's own where that is empty). ``gemm_kernels``: by format, whose GEMMs it runs where
     they are not those of ``kernels``; ``widened_experts``: the kernel of experts whose weights are widened, where
-    it is not that of ``kernels`` in bf16; ``expert_skew``: how unlike one another experts' popularity is (standard
-    deviation of its logarithm), where routing is balanced; ``mxfp4_padding``: by kernel (that one, or native), the
+    it is not that of ``kernels`` in bf16; ``mxfp4_padding``: by kernel (that one, or native), the
     multiples to which it pads the hidden size and the width of experts in mxfp4; ``expert_block_rows``: experts in
     fp8_block run DeepGEMM over a layout that is sized for the worst case, in which each expert's rows are followed
     by padding of up to one less than so many (0: kernels of the tables).
@@ -176,6 +182,8 @@ class EngineCosts:
     clocks, over its speed on a chunk's own (0: as the tables' profile says). ``sampling_logit_s``: GPU seconds of
     choosing a token, for each logit, beside reading them. ``all_reduce_wait_s``: what ranks wait for one another at
     each all-reduce of a step, which the tables' loop, where all ranks start together, does not hold.
+    ``dependent_launch_s``: by how much sooner a kernel of a decode step's graph begins, since it is set up while the
+    one before it ends (programmatic dependent launch).
     ``block_quantise_s``: of quantising the activations of a GEMM in fp8_block, what its rows do not hold.
     ``low_latency_tokens``: up to so many tokens the router and the compression of MLA, stored in bf16, run on kernels
     that read weights as fast as memory gives them; ``low_latency_router_tokens``: the same for a router with a bias.
@@ -220,7 +228,6 @@ class EngineCosts:
     fused_all_reduce: str = ""
     gemm_kernels: tuple[tuple[str, str], ...] = ()
     widened_experts: str = ""
-    expert_skew: float = 0.0
     mxfp4_padding: tuple[tuple[str, int, int], ...] = ()
     expert_block_rows: int = Field(ge=0, le=4096, default=0)
     rope_in_attention: bool = False
@@ -235,6 +242,7 @@ class EngineCosts:
     expert_widening: float = 1.0
     router_choice_inside: bool = False
     mixed_slower: float = 0.0
+    full_clock_formats: tuple[str, ...] = ()
     launch_swing: float = 0.0
     launch_stretch_s: float = 1.0
     launch_seq_s: float = 0.0
@@ -246,6 +254,7 @@ class EngineCosts:
     past_attention: float = 0.0
     sampling_logit_s: float = 0.0
     all_reduce_wait_s: float = 0.0
+    dependent_launch_s: float = 0.0
     block_quantise_s: float = 0.0
 
     def on_host(self, speed: float | None) -> EngineCosts:

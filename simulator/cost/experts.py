@@ -10,7 +10,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from simulator.cost.roofline import Floats, GemmFormat, MoeShape, Time, active_experts, p_norm
+from simulator.cost.roofline import Floats, GemmFormat, MoeShape, Time, p_norm
 from simulator.hardware.gpu import Gpu
 from simulator.models.model import Model
 from simulator.models.precision import Parallel, share
@@ -85,21 +85,6 @@ def _popularity(experts: int, skew: float) -> Floats:
     """Loads of experts, lognormal, the least popular first; ``skew``: standard deviation of their logarithm."""
     normal = NormalDist()
     return np.exp(skew * np.array([normal.inv_cdf((i + 0.5) / experts) for i in range(experts)]))
-
-
-def distinct_experts(shape: MoeShape, tokens: ArrayLike, skew: float | None = 0.0) -> Floats:
-    """Distinct experts of one GPU that at least one of ``tokens`` chooses, each token on its own, where popularity of
-    experts is lognormal (``skew``: standard deviation of its logarithm; 0: all are chosen alike). None: as many as the
-    rows of the tables with skewed routing stand for."""
-    if not skew:
-        return active_experts(shape, tokens, 1.0 if skew is None else None)
-    t = np.asarray(tokens, dtype=np.float64)
-    popularity = _popularity(int(shape.experts), skew)
-    missed = 1.0 - np.minimum(shape.top_k * popularity / popularity.sum(), 1.0)
-    flat, where = np.unique(t, return_inverse=True)
-    share = 1.0 - np.mean(missed[:, None] ** flat[None, :], axis=0)
-    found: Floats = shape.local_experts * share[where].reshape(t.shape)
-    return found
 
 
 def expert_shape(

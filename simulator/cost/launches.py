@@ -94,11 +94,6 @@ def eager_launch(step: Step, tokens: Floats) -> Floats:
     return np.where(step.local(tokens) > step.costs.mixed_graph_tokens, eager_launch_s(step), 0.0)
 
 
-def mixed_slower(step: Step) -> float:
-    """``EngineCosts.mixed_slower`` of the model's format."""
-    return 0.0 if step.precision.gemm_arithmetic in step.costs.full_clock_formats else step.costs.mixed_slower
-
-
 def launch_floor(step: Step, tokens: Floats) -> Floats:
     """``eager_launch`` as a floor under GPU time that ``slower`` is yet to stretch: that slows kernels, not the
     host."""

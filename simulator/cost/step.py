@@ -24,7 +24,6 @@ from simulator.cost.launches import (
     launch_ahead_s,
     launch_floor,
     launch_seqs_s,
-    mixed_slower,
     prepare_s,
     queue_launch_s,
     queue_share,
@@ -161,7 +160,7 @@ def mixed_step_seconds(step: Step, chunks: Sequence[tuple[int, int]], seqs: int 
     for new, past in chunks:
         gpu = gpu + step.attention.chunk_seconds(np.array([float(new)]), np.array([float(past)])) * uneven
     count = np.array([float(seqs + len(chunks))])
-    host = _hosts(step, count, mixed=True)
+    host = host_time(step, count, mixed=True)
     gpu = gpu * (1.0 + step.slower)
     alone = np.maximum(gpu, host.floor_s) + host.add_s + _sum(step.sequence_operators, count)
     launch_s = launch_ahead_s(step, tokens) + launch_seqs_s(step, count)

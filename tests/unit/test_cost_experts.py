@@ -10,7 +10,7 @@ import pytest
 
 from simulator.cost.deepep import ExpertExchange
 from simulator.cost.engine_costs import load_engine_costs
-from simulator.cost.experts import ExpertParallelism, aligned_work, distinct_experts, imbalance, padded
+from simulator.cost.experts import ExpertParallelism, aligned_work, imbalance, padded
 from simulator.cost.kernels import kernels_of
 from simulator.cost.operators import Step
 from simulator.cost.roofline import MoeShape, active_experts
@@ -179,9 +179,8 @@ SHAPE = MoeShape(2880, 1440, 128, 128, 4)
 def test_fewer_experts_are_chosen_where_some_are_popular() -> None:
     tokens = np.array([0.0, 1.0, 4.0, 16.0, 64.0, 4096.0])
     even = active_experts(SHAPE, tokens)
-    assert distinct_experts(SHAPE, tokens) == pytest.approx(even)
-    assert distinct_experts(SHAPE, tokens, 1e-6) == pytest.approx(even)
-    some, more = distinct_experts(SHAPE, tokens, 0.5), distinct_experts(SHAPE, tokens, 1.0)
+    assert active_experts(SHAPE, tokens, skew=1e-6) == pytest.approx(even)
+    some, more = (active_experts(SHAPE, tokens, skew=skew) for skew in (0.5, 1.0))
     # one token always chooses four; thousands reach all of them
     assert some[[0, 1]] == pytest.approx([0.0, 4.0])
     assert (some[2:5] < even[2:5]).all() and (more[2:5] < some[2:5]).all()
@@ -194,7 +193,7 @@ def test_fewer_experts_are_chosen_where_some_are_popular() -> None:
     ]
     assert some[3] == pytest.approx(np.mean(counts), rel=0.03)
     half = replace(SHAPE, local_experts=64)
-    assert distinct_experts(half, tokens, 1.0) == pytest.approx(more / 2)
+    assert active_experts(half, tokens, skew=1.0) == pytest.approx(more / 2)
 
 
 def test_experts_in_mxfp4_are_laid_out_in_multiples_of_tiles() -> None:

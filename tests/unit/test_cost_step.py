@@ -223,6 +223,21 @@ def test_ranks_wait_for_one_another_at_every_all_reduce_of_a_step() -> None:
     assert decode_step_seconds(alone, 8, 8000) == decode_step_seconds(replace(alone, costs=together.costs), 8, 8000)
 
 
+def test_kernels_that_begin_early_shorten_steps_of_decode_alone_by_as_much_each() -> None:
+    early = step_of(
+        ("deepseek-v3", "b200_sxm", Precision("nvfp4"), Parallel(tp=8, ep=8), "tensorrt-llm-dependent-launch")
+    )
+    late = replace(early, costs=replace(early.costs, dependent_launch_s=0.0))
+    lines = explain_step(
+        *(getattr(late, n) for n in ("model", "gpu", "precision", "parallel", "costs")), decode=(4, 6000)
+    )
+    kernels = sum(line.launches for line in lines if line.bound_by != "host")
+    saved = decode_step_seconds(late, 4, 6000) - decode_step_seconds(early, 4, 6000)
+    assert saved == pytest.approx(kernels * early.costs.dependent_launch_s)
+    assert 900 < kernels < 1300
+    assert mixed_step_seconds(late, [(1024, 0)], 4, 6000) == mixed_step_seconds(early, [(1024, 0)], 4, 6000)
+
+
 def test_each_product_in_blocks_quantises_its_activations() -> None:
     step = step_of(
         ("qwen3-32b", "h100_sxm", Precision("fp8_block", kv_cache="fp8"), Parallel(tp=8), "tensorrt-llm-1.0")

@@ -83,6 +83,8 @@ def schedule(e, now):  # type: ignore[no-untyped-def]
             uneven = e.cost.ranks * e.fullest / new if e.binding and new > 0 else 0.0
             seconds = mixed_step_seconds(e.cost, singles, context, prompts, new, past, attention, finished, uneven)
         launching = prompts_launch_s(e, now, singles + new, singles + chunks, past, seconds) if chunks > 0 else 0.0
+        energy_s = step_energy_s(e.cost, singles, singles + new, context, attention, chunks)
+        seconds = limited_s(e, now, seconds, energy_s, launching, chunks > 0)
         start = launch(e, now, seconds, launching)
         if chunks > 0 and e.planned > 1:
             hold_before(e, now, seconds)
