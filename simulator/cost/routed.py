@@ -179,5 +179,3 @@ class RoutedParts(Parts):
                 return way.time(collectives.message_bytes(tokens, m.hidden))
 
             yield Operator(name, layers, time, way.origin(), shared=True)
-
-    # -- the whole step --------------------------------------------------------------------------------------------

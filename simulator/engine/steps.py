@@ -134,10 +134,9 @@ def push_batch(e, now, seconds, energy_s, decodes, launch, prompts):  # type: ig
     seconds = limited_s(e, begin, seconds, energy_s, launch, prompts)
     if prompts:
         start = start_batch(e, now, begin, seconds, launch)
+        e.launched_s = begin + launch
     else:
         start = start_decode(e, now, begin, seconds, launch)
-    if prompts:
-        e.launched_s = begin + launch
     e.batch_decodes[r] = decodes
     if e.rules.stream_interval > 1:
         e.batch_sent[r] = e.stream_phase[e.planned % e.rules.stream_interval]
