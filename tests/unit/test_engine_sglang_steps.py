@@ -12,7 +12,7 @@ from engine_play import BASE
 from test_engine_corners import content_of
 from test_engine_policies import batches
 
-from simulator.cost.table import affine_cost
+from simulator.cost.table import StepCostTable, affine_cost
 from simulator.engine.engine import Engine, EngineSpec, Survey
 from simulator.engine.sglang import decode, state, steps
 from simulator.engine.state import CHUNK, FINISHED, PREFILLED, READ, DeskColumns
@@ -24,6 +24,7 @@ def at(requests: Requests, pool: int = 4000, role: str = "colocated", **given: A
     """An engine of one-second steps and one-token pages, and its desk; nobody has come yet."""
     settings = {"page_size": 1, "disable_radix_cache": True, "ignore_eos": False, "chunked_prefill_size": -1}
     more = {name: given.pop(name) for name in ("logging", "tell_chunks", "macro") if name in given}
+    cost = given.pop("cost", affine_cost(1.0))
     settings = BASE["sglang"] | settings | {"max_prefill_tokens": 500, "context_length": 2000} | given
     desk, outputs = DeskColumns(len(requests)), np.array([output for _, output in requests])
     spec = EngineSpec(
@@ -31,7 +32,7 @@ def at(requests: Requests, pool: int = 4000, role: str = "colocated", **given: A
         role,
         settings,
         pool // settings["page_size"],
-        affine_cost(1.0),
+        cost,
         tell_finished=True,
         extra={"max_output_tokens": outputs},
         **more,
@@ -189,6 +190,29 @@ def test_with_overlap_a_step_more_is_made_where_the_end_is_not_known() -> None:
     assert batches(made) == [{0: 10, 1: 10}, {0: 1, 1: 1}, {0: 1, 1: 1}, {0: 1, 1: 1}, {0: 1}]
     assert desk.last_token_s.tolist() == [4.0, 4.0]
     assert (made.totals().decode_tokens, made.series()[4].sum(), made.totals().gap_sum_s) == (7, 6, 6.0)
+
+
+@pytest.mark.parametrize("macro", [True, False])
+def test_steps_take_as_long_as_the_power_limit_makes_them(macro: bool) -> None:
+    """Steps of a second whose GPU reaches its limit at once: a prompt of 30 tokens draws three times as much, 20 more
+    tokens twice, a decode step in which two requests are a quarter more; alone one stays below."""
+    joules = StepCostTable(
+        affine=False,
+        decode_s=np.ones(64),
+        mixed_s=np.ones(64),
+        mixed_energy_s=0.1 * np.arange(64.0),
+        decode_energy_s=0.625 * np.arange(64.0),
+        power_window_s=1e-9,
+        power_idle=0.0,
+        power_exponent=1.0,
+    )
+    made, desk = at([(30, 4), (20, 4)], cost=joules, macro=macro, overlap=False)
+    made.submit(0, 30, 4, 0.0)
+    made.advance(1.0)
+    made.submit(1, 20, 4, 1.0)
+    made.advance(50.0)
+    assert desk.first_token_s.tolist() == pytest.approx([3.0, 5.0])
+    assert desk.last_token_s.tolist() == pytest.approx([5.0 + 3 * 1.25, 5.0 + 3 * 1.25])
 
 
 def test_running_ones_whose_last_token_is_in_flight() -> None:
