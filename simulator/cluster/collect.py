@@ -82,10 +82,15 @@ def _steps(cluster: Cluster, plan: WorkerPlan) -> WorkerSteps:
     return WorkerSteps(start, end, first, row, tokens, 1 + int(drafted or 0))
 
 
+def _last_worker(cluster: Cluster) -> NDArray[np.int64]:
+    """The worker that makes a request's tokens, -1 where there is none."""
+    return np.where(cluster.decode_worker >= 0, cluster.decode_worker, cluster.prefill_worker)
+
+
 def _after_s(cluster: Cluster) -> Floats:
     """Host seconds between a token's step and the client, by request."""
     by_worker = np.array([worker.frontend_after_s for worker in cluster.plan.workers])
-    last = np.where(cluster.decode_worker >= 0, cluster.decode_worker, cluster.prefill_worker)
+    last = _last_worker(cluster)
     return np.where(last >= 0, by_worker[last], 0.0)
 
 
@@ -93,7 +98,7 @@ def _behind_s(cluster: Cluster) -> Floats:
     """Host seconds that a request's first token waits for those of the same step that are handed out before it: of all
     that were decoding then, and of half of the others that began with it."""
     desk, found = cluster.desk, np.zeros(len(cluster.trace))
-    maker = np.where(cluster.decode_worker >= 0, cluster.decode_worker, cluster.prefill_worker)
+    maker = _last_worker(cluster)
     for worker in cluster.plan.workers:
         if worker.deliver_token_s == 0.0:
             continue
@@ -108,10 +113,10 @@ def _behind_s(cluster: Cluster) -> Floats:
 
 def _record(cluster: Cluster) -> RunRecord:
     desk, over, trace = cluster.desk, cluster.moved, cluster.trace
-    last = desk.last_token_s + _after_s(cluster)
-    after = _after_s(cluster) + _behind_s(cluster)
+    sent_s = _after_s(cluster)
+    after = sent_s + _behind_s(cluster)
     first = desk.first_token_s + after
-    last = np.maximum(last, first)
+    last = np.maximum(desk.last_token_s + sent_s, first)
     # some engines send the first token before the KV moves
     moved = ~np.isnan(over.read_end_s) & ~(desk.first_token_s <= desk.prefill_end_s)
     waited = over.wait_before_s + over.host_before_s

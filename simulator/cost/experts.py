@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from simulator.cost.roofline import Floats, GemmFormat, MoeShape, Time, p_norm
+from simulator.cost.roofline import Floats, GemmFormat, MoeShape, Time, lognormal, p_norm
 from simulator.hardware.gpu import Gpu
 from simulator.models.model import Model
 from simulator.models.precision import Parallel, share
@@ -65,7 +64,7 @@ def imbalance(spread: ExpertParallelism, experts: int, gpus: int) -> float:
     to the expert with the most load a copy, then copies are dealt out, the heaviest first, to the GPU with the least
     load that has a slot left.
     """
-    load = _popularity(experts, spread.skew)
+    load = lognormal(experts, spread.skew)
     draw = np.random.default_rng(0)
     balanced = _dealt_out(load, gpus, spread.redundant) if spread.placement == "balanced" else None
     edges = np.linspace(0, experts, gpus + 1).round().astype(np.int64)[:-1]
@@ -79,12 +78,6 @@ def imbalance(spread: ExpertParallelism, experts: int, gpus: int) -> float:
             held = np.bincount(place, now[expert] * part, gpus)
         found.append(held.max() / held.mean())
     return float(np.mean(found))
-
-
-def _popularity(experts: int, skew: float) -> Floats:
-    """Loads of experts, lognormal, the least popular first; ``skew``: standard deviation of their logarithm."""
-    normal = NormalDist()
-    return np.exp(skew * np.array([normal.inv_cdf((i + 0.5) / experts) for i in range(experts)]))
 
 
 def expert_shape(

@@ -23,6 +23,11 @@ class HostTime:
     add_s: Floats
 
 
+def graph_launch_s(step: Step) -> float:
+    """Host seconds to launch a step with prompts, a graph a layer."""
+    return step.hosted.mixed_step_s + step.hosted.mixed_layer_s * step.model.layers
+
+
 def host_time(step: Step, seqs: Floats, *, mixed: bool) -> HostTime:
     """The host's share of a step of ``seqs`` sequences, with prompts (``mixed``) or without."""
     costs = step.hosted
@@ -34,8 +39,7 @@ def host_time(step: Step, seqs: Floats, *, mixed: bool) -> HostTime:
     launched = np.full(seqs.shape, mixed) | (seqs > largest * step.parallel.dp)
     if costs.launch_ahead and mixed:
         launched = np.zeros(seqs.shape, dtype=bool)
-    launch = costs.mixed_step_s + costs.mixed_layer_s * step.model.layers
-    floor = np.where(launched, np.maximum(floor, launch), floor)
+    floor = np.where(launched, np.maximum(floor, graph_launch_s(step)), floor)
     return HostTime(floor, add + (costs.mixed_gap_s if mixed else 0.0))
 
 
@@ -72,10 +76,9 @@ def eager_launch_s(step: Step) -> float:
 
 def queue_launch_s(step: Step) -> float:
     """Host seconds to launch a step with prompts whatever its tokens, where the queue of commands is told apart."""
-    costs = step.hosted
-    if costs.launch_queue == 0:
+    if step.costs.launch_queue == 0:
         return 0.0
-    return max(costs.mixed_step_s + costs.mixed_layer_s * step.model.layers, eager_launch_s(step))
+    return max(graph_launch_s(step), eager_launch_s(step))
 
 
 def queue_share(step: Step) -> float:

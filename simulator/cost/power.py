@@ -48,6 +48,16 @@ def under_limit(cost, pressure, seconds, energy_s):  # type: ignore[no-untyped-d
 
 
 @compiled
+def limited_step(cost, start, seconds, energy_s, pressure, worked_s):  # type: ignore[no-untyped-def]
+    """A step begun at ``start`` on a GPU whose last work ended at ``worked_s`` with ``pressure``: its seconds, and both
+    of these at its end. Without a limit nothing changes."""
+    if cost.power_window_s == 0.0:
+        return seconds, pressure, worked_s
+    seconds, pressure = under_limit(cost, relaxed(cost, pressure, start - worked_s), seconds, energy_s)
+    return seconds, pressure, start + seconds
+
+
+@compiled
 def held_s(cost, seconds, energy_s):  # type: ignore[no-untyped-def]
     """Seconds of a step among many of its like: of one that draws more than the limit, all at the limit."""
     if cost.power_window_s == 0.0:

@@ -279,10 +279,15 @@ def popularities(skew: float) -> Floats:
     """How often experts of equally large classes are chosen, over the mean."""
     if skew == 0.0:
         return np.ones(1)
-    normal = NormalDist(0.0, skew)
-    found = np.exp([normal.inv_cdf((i + 0.5) / POPULARITIES) for i in range(POPULARITIES)])
+    found = lognormal(POPULARITIES, skew)
     result: Floats = found / found.mean()
     return result
+
+
+def lognormal(experts: int, skew: float) -> Floats:
+    """Loads of experts, lognormal, the least popular first; ``skew``: standard deviation of their logarithm."""
+    normal = NormalDist()
+    return np.exp(skew * np.array([normal.inv_cdf((i + 0.5) / experts) for i in range(experts)]))
 
 
 def moe_time(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from simulator.compiled import compiled
-from simulator.cost.power import relaxed, under_limit
+from simulator.cost.power import limited_step
 from simulator.cost.table import launch_seconds
 from simulator.engine.speculation import scrambled
 
@@ -52,16 +52,18 @@ def hold_results(e, now, until):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def first_kernel_s(e, begin, launch):  # type: ignore[no-untyped-def]
+    """When the GPU gets to a batch whose ``launch`` (seconds, see ``start_batch``) begins at ``begin``."""
+    return max(begin + (e.cost.mixed_prepare_s if launch > 0.0 else 0.0), e.gpu_free_s)
+
+
+@compiled
 def start_batch(e, now, begin, seconds, launch):  # type: ignore[no-untyped-def]
     """Place the batch being planned on the GPU; returns its start. ``launch``: host seconds from ``begin`` on, of which
     the first go by before anything runs; ``begin``: when the host gets to it.
     """
-    if launch == 0.0:
-        start = max(begin, e.gpu_free_s)
-        end = start + seconds
-    else:
-        start = max(begin + e.cost.mixed_prepare_s, e.gpu_free_s)
-        end = max(start + seconds, begin + launch)
+    start = first_kernel_s(e, begin, launch)
+    end = max(start + seconds, begin + launch)
     hold_results(e, now, begin + launch)
     e.batch_end_s[e.planned % e.batch_end_s.size] = end
     e.gpu_free_s = end
@@ -79,10 +81,6 @@ def start_decode(e, now, begin, seconds, launch):  # type: ignore[no-untyped-def
 def limited_s(e, begin, seconds, energy_s, launch, prompts):  # type: ignore[no-untyped-def]
     """Seconds of the batch being planned on a GPU that keeps to its power limit; ``begin`` and ``launch`` as in
     ``start_batch``, ``energy_s`` as in ``simulator.cost.power``."""
-    if e.cost.power_window_s == 0.0:
-        return seconds
-    wait = launch if not prompts else (e.cost.mixed_prepare_s if launch > 0.0 else 0.0)
-    start = max(begin + wait, e.gpu_free_s)
-    seconds, e.pressure = under_limit(e.cost, relaxed(e.cost, e.pressure, start - e.worked_s), seconds, energy_s)
-    e.worked_s = start + seconds
+    start = first_kernel_s(e, begin, launch) if prompts else first_kernel_s(e, begin + launch, 0.0)
+    seconds, e.pressure, e.worked_s = limited_step(e.cost, start, seconds, energy_s, e.pressure, e.worked_s)
     return seconds

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.compiled import compiled
-from simulator.cost.power import relaxed, step_energy_s, under_limit
+from simulator.cost.power import limited_step, step_energy_s
 from simulator.cost.table import decode_launch_seconds, decode_step_seconds, mixed_step_seconds
 from simulator.engine.blocks import (
     bucket_add,
@@ -251,11 +251,9 @@ def next_wake(e):  # type: ignore[no-untyped-def]
         free -= need
         if planned > done + 1:
             ends[(planned - 1) % RING] = max(ends[(planned - 1) % RING], end + launch)
-        start, seconds = max(end + launch, gpu_free), decode_step_seconds(e.cost, n, n * planned + e.offset_sum)
-        if e.cost.power_window_s > 0.0:
-            energy_s = step_energy_s(e.cost, n, n, n * planned + e.offset_sum, 0.0, 0)
-            seconds, pressure = under_limit(e.cost, relaxed(e.cost, pressure, start - worked), seconds, energy_s)
-            worked = start + seconds
+        start, context = max(end + launch, gpu_free), n * planned + e.offset_sum
+        seconds, energy_s = decode_step_seconds(e.cost, n, context), step_energy_s(e.cost, n, n, context, 0.0, 0)
+        seconds, pressure, worked = limited_step(e.cost, start, seconds, energy_s, pressure, worked)
         gpu_free = start + seconds
         ends[planned % RING] = gpu_free
         done += 1

@@ -266,8 +266,8 @@ def _trtllm_deepseek(point: Point, longest: int, short: bool) -> dict[str, Any]:
     apart, hopper = parallel.dp > 1, point.system == "h200_sxm"
     batch = max(point.concurrency // (parallel.dp if drafts else 1), 1)
     tokens = -(-((1 + drafts) * batch + point.input_tokens + 64) // 64) * 64
-    if drafts == 0 and not hopper:
-        tokens = max(tokens, 0 if is_first_script(point) else 8192)
+    if drafts == 0 and not hopper and not is_first_script(point):
+        tokens = max(tokens, 8192)
     found: dict[str, Any] = {
         "max_num_tokens": max(tokens, longest + (1 + drafts) * batch),
         "free_gpu_memory_fraction": 0.75 if hopper else 0.7 if apart and point.precision == "fp8" else 0.8,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from engine_books import books
+from engine_books import books, of
 
 from simulator.engine.columns import RING
 from simulator.engine.rules import DISTSERVE
@@ -44,10 +44,6 @@ def audit(state: Any) -> None:
     audit_sums(e, live)
     audit_blocks(e, live)
     audit_batches(e, live)
-
-
-def of(e: SimpleNamespace, live: list[int], *states: int) -> list[int]:
-    return [s for s in live if e.status[s] in states]
 
 
 def queue(e: SimpleNamespace) -> list[int]:

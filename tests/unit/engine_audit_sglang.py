@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from engine_books import books
+from engine_books import books, of
 
 from simulator.engine.sglang.columns import RING
 from simulator.engine.sglang.state import (
@@ -45,10 +45,6 @@ def audit(state: Any) -> None:
     audit_lists(e, live)
     audit_memory(e, live)
     audit_steps(e, live)
-
-
-def of(e: SimpleNamespace, live: list[int], *states: int) -> list[int]:
-    return [s for s in live if e.status[s] in states]
 
 
 def first(values: Any, count: int) -> list[int]:

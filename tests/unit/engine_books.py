@@ -28,6 +28,11 @@ def books(state: Any, names: str) -> SimpleNamespace:
     return SimpleNamespace(**dict(zip(names.replace(".", "_").split(), values, strict=True)))
 
 
+def of(e: SimpleNamespace, live: list[int], *states: int) -> list[int]:
+    """Of some slots, those in one of these states."""
+    return [s for s in live if e.status[s] in states]
+
+
 def look(state: Any, name: str) -> Any:
     """One column."""
     return _reader(name)(state)[0]

@@ -19,6 +19,13 @@ def hold_before(e, now, seconds):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def plan_if_idle(e, now):  # type: ignore[no-untyped-def]
+    """Something has changed: an engine with nothing in flight plans as soon as its loop is free."""
+    if e.planned == e.completed:
+        e.plan_at_s = min(e.plan_at_s, max(now, e.posting_until_s))
+
+
+@compiled
 def posting_s(e, r):  # type: ignore[no-untyped-def]
     """Seconds for which the loop posts the writes of the prompts that a step has completed, before it plans again."""
     e.rank_posting_s[:] = 0.0

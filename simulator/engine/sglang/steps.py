@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.compiled import compiled
-from simulator.cost.power import relaxed, step_energy_s, under_limit
+from simulator.cost.power import limited_step, step_energy_s
 from simulator.cost.table import decode_step_seconds, mixed_step_seconds
 from simulator.engine.columns import MAX_SAMPLES
 from simulator.engine.launching import limited_s, start_batch
@@ -19,7 +19,7 @@ from simulator.engine.sglang.decode import strike_done
 from simulator.engine.sglang.ending import first_token, free_done, is_retracted, last_token
 from simulator.engine.sglang.memory import pages_taken, release
 from simulator.engine.sglang.plan import plan_step, prompts_launch_s, prompts_spread
-from simulator.engine.sglang.posting import hold_before, posting_s
+from simulator.engine.sglang.posting import hold_before, plan_if_idle, posting_s
 from simulator.engine.sglang.remote import kv_is_here
 from simulator.engine.sglang.state import new_slot, next_last_step, wait_last
 from simulator.engine.state import (
@@ -44,8 +44,7 @@ def submit(e, row, prompt, target, part, outside, now):  # type: ignore[no-untyp
     wait_last(e, s)
     if e.recv_interval > 1:
         e.unseen += 1
-    if e.planned == e.completed:
-        e.plan_at_s = min(e.plan_at_s, max(now, e.posting_until_s))
+    plan_if_idle(e, now)
     return next_wake(e)
 
 
@@ -59,8 +58,7 @@ def transfer_ended(e, s, now):  # type: ignore[no-untyped-def]
         e.holding_count -= 1
         e.full = False
         free_slot(e, s)
-    if e.planned == e.completed:
-        e.plan_at_s = min(e.plan_at_s, max(now, e.posting_until_s))
+    plan_if_idle(e, now)
     return next_wake(e)
 
 
@@ -251,11 +249,8 @@ def next_wake(e):  # type: ignore[no-untyped-def]
     while step < stop and free >= n * e.page:
         free -= e.phase_count[(-step) % e.page] * e.page
         start, context = max(ends[done % RING], gpu_free), n * step + e.base_sum
-        seconds = decode_step_seconds(e.cost, n, context)
-        if e.cost.power_window_s > 0.0:
-            energy_s = step_energy_s(e.cost, n, n, context, 0.0, 0)
-            seconds, pressure = under_limit(e.cost, relaxed(e.cost, pressure, start - worked), seconds, energy_s)
-            worked = start + seconds
+        seconds, energy_s = decode_step_seconds(e.cost, n, context), step_energy_s(e.cost, n, n, context, 0.0, 0)
+        seconds, pressure, worked = limited_step(e.cost, start, seconds, energy_s, pressure, worked)
         gpu_free = start + seconds
         ends[planned % RING] = gpu_free
         done += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.compiled import compiled
+from simulator.engine.sglang.posting import plan_if_idle
 from simulator.engine.sglang.state import DROPPED, FREE, GONE, HELD, STAYS, outputs_now
 from simulator.engine.sglang.steps import next_wake
 
@@ -21,8 +22,7 @@ def withdraw(e, row, now):  # type: ignore[no-untyped-def]
         if e.row[s] == row and e.status[s] != FREE and e.status[s] != HELD and e.gone[s] == STAYS:
             e.gone[s] = GONE
             e.aborts += 1
-            if e.planned == e.completed:
-                e.plan_at_s = min(e.plan_at_s, max(now, e.posting_until_s))
+            plan_if_idle(e, now)
             return True, next_wake(e)
     return False, next_wake(e)
 
