@@ -60,7 +60,12 @@ class Kernel:
             return f"derived: {self.name} ({self.source})"
         if self.table is None or shape is None:
             return f"roofline: {self.name} ({self.source})"
-        where = "measured" if self.table.covers(shape) else "roofline, shape outside the table"
+        if not self.table.covers(shape):
+            where = "roofline, shape outside the table"
+        elif self.table.are_beyond(shape).any():
+            where = "beyond the measured shapes, by the nearest"
+        else:
+            where = "measured"
         return f"{where}: {self.name} ({self.source})"
 
 

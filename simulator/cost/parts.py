@@ -12,9 +12,10 @@ from simulator.cost import collectives
 from simulator.cost.attention import Attention
 from simulator.cost.engine_costs import EngineCosts
 from simulator.cost.fusion import fused_norm_bytes, gemm_kernels, quantised_before
+from simulator.cost.gemms import measured_gemm
 from simulator.cost.kernels import Kernels, gemm_format, kernels_of, nearest_formats
 from simulator.cost.operator import Operator
-from simulator.cost.roofline import Floats, Time, gemm_time, stream_time
+from simulator.cost.roofline import Floats, Time, stream_time
 from simulator.hardware.gpu import Gpu
 from simulator.hardware.power import power_limit
 from simulator.models.model import Model
@@ -83,8 +84,7 @@ class Parts:
 
         def time(tokens: Floats) -> Time:
             m = self.local(tokens)
-            found = gemm_time(self.gpu, kernel.parameters, form, m, (n, k))
-            whole = kernel.apply(found, (float(n), float(k)), m)
+            found, whole = measured_gemm(self.gpu, kernel, form, m, (n, k))
             if kind == "fp8_block":
                 whole = whole.after(self.costs.block_quantise_s)
             if fused:

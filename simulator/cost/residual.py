@@ -51,6 +51,16 @@ class ResidualTable:
         edge = np.log(REACH) + _EXACT
         return bool(((point >= low - edge) & (point <= high + edge)).all())
 
+    def no_wider(self, shape: tuple[float, ...]) -> tuple[float, ...]:
+        """``shape``, whole numbers, with each cut to the largest that was measured."""
+        largest = np.rint(np.exp(self.features.max(axis=0)))
+        return tuple(map(float, np.where(self.are_beyond(shape), largest, shape)))
+
+    def are_beyond(self, shape: tuple[float, ...]) -> NDArray[np.bool_]:
+        """Which numbers of ``shape`` are larger than all that were measured."""
+        found: NDArray[np.bool_] = np.log(shape) > self.features.max(axis=0) + _EXACT
+        return found
+
     def curve(self, shape: tuple[float, ...]) -> Floats:
         """Residual over the measured counts for one shape; zeros (the bare roofline) out of reach."""
         found = self._curves.get(shape)

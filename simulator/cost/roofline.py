@@ -118,7 +118,7 @@ class GemmFormat:
     compute_share: float = 1.0  # arithmetic it reaches beside widening, of what it reaches without
 
 
-def _weights_s(gpu: Gpu, kernel: Mapping[str, float], kind: GemmFormat, count: ArrayLike) -> Floats:
+def weights_s(gpu: Gpu, kernel: Mapping[str, float], kind: GemmFormat, count: ArrayLike) -> Floats:
     """Seconds to read ``count`` weights, or to widen them if that takes longer."""
     numbers = np.asarray(count, dtype=np.float64)
     read: Floats = numbers * kind.weight_bytes / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
@@ -141,7 +141,7 @@ def gemm_time(
     compute = flops * padding / (kernel["compute"] * kind.compute_share * gpu.peak_flops[kind.arithmetic])
     moved = n * k * kind.weight_bytes + rows * k * kind.activation_bytes + rows * n * 2.0
     others = moved - n * k * kind.weight_bytes
-    memory = _weights_s(gpu, kernel, kind, n * k) + others / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
+    memory = weights_s(gpu, kernel, kind, n * k) + others / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
     extra = np.zeros_like(rows)
     if kind.quantised:
         extra = kernel.get("quantise_t0_s", 0.0) + rows * k * (2.0 + kind.activation_bytes) / (
@@ -309,7 +309,7 @@ def moe_time(
     weights = numbers * kind.weight_bytes
     own = rows * (3.0 * shape.hidden + shape.matrices * shape.width) * 2.0 + t * shape.hidden * 4.0
     others = kernel["activation"] * own + kernel["global"] * everywhere * shape.hidden * 2.0
-    memory = _weights_s(gpu, kernel, kind, numbers) + others / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
+    memory = weights_s(gpu, kernel, kind, numbers) + others / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
     return _time(kernel["t0_s"], compute, memory, kernel["p"], rows * per_row, weights + own)
 
 
