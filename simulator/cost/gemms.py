@@ -9,7 +9,7 @@ from simulator.cost.roofline import Floats, GemmFormat, Time, gemm_time, weights
 from simulator.hardware.gpu import Gpu
 
 #: Of the datasheet bandwidth, what more weights are read at: from 8,192 to 16,384 columns of 16,384 numbers the
-#: measured GEMMs in bf16 and fp8 of H100, H200 and B200 read 0.82 to 0.96 (aiconfigurator 0.12.0 GEMM tables). Weights
+#: measured GEMMs in bf16 and fp8 of H100, H200 and B200 read at 0.8 to 1.0 (aiconfigurator 0.12.0 GEMM tables). Weights
 #: of fewer bytes stay in the L2 cache of the loop that measures them and seem to come faster.
 GROWTH_BANDWIDTH = 0.85
 

@@ -30,7 +30,8 @@ from simulator.validation.serving_recipes import recipe_of
 from simulator.workload.arrivals import Arrivals
 from simulator.workload.trace import Trace
 
-#: Requests a run sends, as a multiple of its clients (``--num-prompts`` of the start scripts).
+#: Requests a run sends, as a multiple of its clients: ``--num-prompts`` of the benchmark's start scripts, and
+#: ``--request-count`` of NVIDIA's runner (ai-dynamo/aiconfigurator ``eval/benchmarks/genai_perf_runner.py``).
 REQUESTS_PER_CLIENT = 10
 #: ``inferencex`` lengths are drawn evenly from this share of nominal up to nominal itself: ``--random-range-ratio 0.8``
 #: of its client (SemiAnalysisAI/InferenceX issue 356: prompts and answers average 0.9 of what a run is named after).
