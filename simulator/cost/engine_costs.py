@@ -55,6 +55,7 @@ class CostsFile(Schema):
     host_seq_s: HostSeconds
     step_gap_s: HostSeconds
     seq_gap_s: HostSeconds = 0.0
+    rank_gap_s: HostSeconds = 0.0
     mixed_step_s: HostSeconds
     mixed_layer_s: HostSeconds
     mixed_gap_s: HostSeconds
@@ -129,8 +130,9 @@ class EngineCosts:
     ``kernels``: whose measured kernels it runs (vllm, sglang, trtllm). ``overlap``: host work of a step is hidden
     behind the GPU work of the one before (asynchronous scheduling). ``host_step_s``, ``host_seq_s``: host work of a
     step and of each sequence in it (scheduling, inputs, outputs). ``step_gap_s``, ``seq_gap_s``: what no overlap
-    hides. ``mixed_step_s``, ``mixed_layer_s``: host time to launch a step with prefill tokens, whose kernels are not
-    one CUDA graph: a floor under its GPU time. ``mixed_gap_s``: what such a step takes more than its GPU work.
+    hides, and ``rank_gap_s`` more where attention is data-parallel, whose ranks tell one another by host collectives
+    what a step holds. ``mixed_step_s``, ``mixed_layer_s``: host time to launch a step with prefill tokens whose kernels
+    are not one CUDA graph: a floor under its GPU time. ``mixed_gap_s``: what such a step takes more than its GPU work.
     ``mixed_slower``: by how much longer its kernels take than those of the tables (a GPU at its power limit runs
     slower than in the short bursts that were measured), but for linear layers in one of ``full_clock_formats``, whose
     kernels do not reach that limit. ``mixed_graph_tokens``: steps of more tokens launch every
@@ -217,6 +219,7 @@ class EngineCosts:
     decode_routing: str
     experts: ExpertParallelism = field(default_factory=ExpertParallelism)
     prompt_exchange: str = "gather"
+    rank_gap_s: float = 0.0
     eager_block_gemm_s: float = 0.0
     eager_gap_s: float = 0.0
     launch_queue: int = 0

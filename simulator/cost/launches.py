@@ -34,6 +34,8 @@ def host_time(step: Step, seqs: Floats, *, mixed: bool) -> HostTime:
     own = step.local(seqs)  # each data-parallel rank has a scheduler process of its own
     work = costs.host_step_s + costs.host_seq_s * own
     add = costs.step_gap_s + costs.seq_gap_s * own + (0.0 if costs.overlap else work)
+    if step.parallel.dp > 1:
+        add = add + costs.rank_gap_s
     floor = work if costs.overlap else np.zeros_like(work)
     largest = max(costs.decode_graph_sizes, default=0)
     launched = np.full(seqs.shape, mixed) | (seqs > largest * step.parallel.dp)

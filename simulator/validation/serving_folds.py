@@ -28,6 +28,7 @@ FITTED = (
     "deliver_token_s",
     "step_gap_s",
     "seq_gap_s",
+    "rank_gap_s",
     "mixed_gap_s",
     "eager_layer_s",
     "eager_moe_layer_s",

@@ -223,6 +223,17 @@ def test_ranks_wait_for_one_another_at_every_all_reduce_of_a_step() -> None:
     assert decode_step_seconds(alone, 8, 8000) == decode_step_seconds(replace(alone, costs=together.costs), 8, 8000)
 
 
+def test_attention_ranks_tell_one_another_what_a_step_holds() -> None:
+    for parallel, gap_s in ((Parallel(dp=8, ep=8), 3e-3), (Parallel(tp=8, ep=8), 0.0)):
+        plain = step_of(("deepseek-v3", "b200_sxm", Precision("nvfp4", kv_cache="fp8"), parallel, "tensorrt-llm"))
+        telling = replace(plain, costs=replace(plain.costs, rank_gap_s=3e-3))
+        decode = [decode_step_seconds(step, 64, 64 * 2000) for step in (plain, telling)]
+        mixed = [mixed_step_seconds(step, [(1024, 0)], 64, 64 * 2000) for step in (plain, telling)]
+        assert decode[1] - decode[0] == pytest.approx(gap_s, abs=1e-9)
+        assert mixed[1] - mixed[0] == pytest.approx(gap_s, abs=1e-9)
+    assert load_engine_costs("tensorrt-llm-1.1-first").rank_gap_s == 2.5e-3
+
+
 def test_kernels_that_begin_early_shorten_steps_of_decode_alone_by_as_much_each() -> None:
     early = step_of(
         ("deepseek-v3", "b200_sxm", Precision("nvfp4"), Parallel(tp=8, ep=8), "tensorrt-llm-dependent-launch")
