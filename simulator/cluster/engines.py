@@ -56,6 +56,7 @@ class Engine:
     memory: MemorySum | None
     warnings: tuple[str, ...]
     frontend_prompt_token_s: float = 0.0
+    frontend_accept_s: float = 0.0
     frontend_request_s: float = 0.0
     frontend_token_s: float = 0.0
     deliver_token_s: float = 0.0
@@ -247,6 +248,7 @@ def _with_costs(engine: Engine, topology: Topology, pool: PoolPart) -> Engine:
         before_s=before,
         after_s=after,
         frontend_prompt_token_s=costs.frontend_prompt_token_s,
+        frontend_accept_s=costs.frontend_accept_s,
         frontend_request_s=costs.frontend_request_s,
         frontend_token_s=costs.frontend_token_s,
         deliver_token_s=costs.deliver_token_s,

@@ -47,6 +47,7 @@ class WorkerPlan:
     frontend_before_s: float
     frontend_after_s: float
     frontend_prompt_token_s: float = 0.0
+    frontend_accept_s: float = 0.0
     frontend_request_s: float = 0.0
     frontend_token_s: float = 0.0
     deliver_token_s: float = 0.0

@@ -16,7 +16,7 @@ from simulator.cluster.faults.clients import Clients
 from simulator.cluster.faults.desk import FaultDesk
 from simulator.cluster.faults.events import Faults
 from simulator.cluster.faults.scaling import Scaler
-from simulator.cluster.frontdesk import FrontDesk
+from simulator.cluster.frontdesk import FrontDesk, FrontStays, FrontWork
 from simulator.cluster.handover import Handover, HandoverColumns, Rooms, protocol
 from simulator.cluster.limits import LimitError, Limits, Watch
 from simulator.cluster.plan import ClusterPlan, WorkerPlan
@@ -80,11 +80,13 @@ class Cluster:
         self.handover = self._handover()
         self._check_fit()
         self._sent = 0
-        self.desk_in = FrontDesk(*self._entry_work(), self._tokens_sent)
-        moments, first = self._first_arrivals()
-        self.source = LoadSource(self.clock, *((moments, first) if not self.desk_in.queues else ([], [])), self.enter)
-        if self.desk_in.queues:
-            self.door = LoadSource(self.clock, moments, first, self._send)
+        self.entry_work = self._entry_work()
+        known = self._first_arrivals()
+        self.source = LoadSource(self.clock, *(([], []) if self.entry_work.queues else known), self.enter)
+        stays = FrontStays(self.entry_before_s, self.entry_prompt_s)
+        self.desk_in = FrontDesk(self.clock, self.entry_work, stays, self._tokens_sent, self.source.add)
+        if self.entry_work.queues:
+            self.door = LoadSource(self.clock, *known, self._send)
         self._expect_faults()
 
     def run(self) -> None:
@@ -218,8 +220,7 @@ class Cluster:
         self.arrival_s[row] = now
         if self.clients is not None:
             self.clients.sent(row, now)
-        before_s, prompt_s = float(self.entry_before_s[row]), float(self.entry_prompt_s[row])
-        self.source.add(row, self.desk_in.leaves_s(now, before_s, prompt_s))
+        self.desk_in.send(row, now)
 
     def _tokens_sent(self) -> int:
         """Output tokens of all engines so far."""
@@ -239,7 +240,7 @@ class Cluster:
             rows = rows[: self._clients]
             self.arrival_s[rows] = 0.0
         moments = self.arrival_s[rows]
-        if not self.desk_in.queues:
+        if not self.entry_work.queues:
             moments = moments + self.entry_before_s[rows]
             order = np.argsort(moments, kind="stable")  # a long prompt may be overtaken by short ones
             moments, rows = moments[order], rows[order]
@@ -255,11 +256,12 @@ class Cluster:
         waiting = self._queue if self._clients is not None else []
         return [*self._follows.values(), *waiting]
 
-    def _entry_work(self) -> tuple[float, float]:
-        """The front end's work for a request and for a token; none where engines have front ends of their own."""
+    def _entry_work(self) -> FrontWork:
+        """The front end's work; none where engines have front ends of their own."""
         entry = next(w for w in self.plan.workers if w.role != "decode")
-        alone = len(self.plan.workers) == 1
-        return (entry.frontend_request_s, entry.frontend_token_s) if alone else (0.0, 0.0)
+        if len(self.plan.workers) > 1:
+            return FrontWork()
+        return FrontWork(entry.frontend_accept_s, entry.frontend_request_s, entry.frontend_token_s)
 
     def _worker(self, plan: WorkerPlan, content: object, chained: bool) -> Worker:
         transfer, cache = self.plan.transfer, self.plan.cache

@@ -84,6 +84,7 @@ class CostsFile(Schema):
     frontend_s: HostSeconds
     detokenise_s: HostSeconds
     frontend_prompt_token_s: HostSeconds = 0.0
+    frontend_accept_s: HostSeconds = 0.0
     frontend_request_s: HostSeconds = 0.0
     frontend_token_s: HostSeconds = 0.0
     deliver_token_s: HostSeconds = 0.0
@@ -224,6 +225,7 @@ class EngineCosts:
     eager_gap_s: float = 0.0
     launch_queue: int = 0
     frontend_prompt_token_s: float = 0.0
+    frontend_accept_s: float = 0.0
     frontend_request_s: float = 0.0
     frontend_token_s: float = 0.0
     deliver_token_s: float = 0.0

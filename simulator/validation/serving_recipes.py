@@ -36,7 +36,7 @@ from simulator.validation.serving_points import Point
 
 #: Engine profiles by backend, with the newest version each is for; the last is for all that are newer.
 PROFILES = {
-    "vllm": (((0, 13), "vllm-0.12"), ((0, 24), "vllm-0.19"), (None, "vllm-0.25")),
+    "vllm": (((0, 13), "vllm-0.12"), ((0, 24), "vllm-0.19"), (None, "vllm-0.25-http")),
     "sglang": ((None, "sglang"),),
     "trtllm": (((1, 0), "tensorrt-llm-1.0"), ((1, 1), "tensorrt-llm-1.1"), (None, "tensorrt-llm")),
 }

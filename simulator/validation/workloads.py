@@ -2,7 +2,8 @@
 
 A folder holds ``workloads.csv`` (one row a run: stage, model, GPU, the engine's settings, measured percentiles) and
 ``STAGE.WORKLOAD.requests.csv.gz`` (arrival, lengths and, where prompts shared prefixes, ``hash_ids`` or
-``cached_tokens``).
+``cached_tokens``). A run with a number in ``clients`` is a closed loop: they take the requests in the order of their
+arrival, which says nothing else. ``engine_profile`` names one where the folder's engine was not run in process.
 """
 
 from __future__ import annotations
@@ -114,10 +115,21 @@ def workload_topology(row: Mapping[str, Any], place: str, folder: Path) -> dict[
     return {
         "name": f"{row['stage']}.{row['workload']}",
         "model": str(row["model"]),
-        "engine": {"profile": profile_of(row, gpu, folder, place), **engine},
+        "engine": {"profile": _stated(row, "engine_profile") or profile_of(row, gpu, folder, place), **engine},
         "host": host_of(row, gpu, place),
         "pools": [{"name": "engine", "role": "colocated", "gpu": gpu}],
     }
+
+
+def _stated(row: Mapping[str, Any], name: str) -> str | None:
+    """The text of a column that need not be there, nor filled in."""
+    found = row.get(name)
+    return None if found is None or pd.isna(found) else str(found)
+
+
+def _arrivals(row: Mapping[str, Any], place: str) -> Arrivals:
+    clients = None if _stated(row, "clients") is None else _whole(row, "clients", place)
+    return Arrivals() if clients is None else Arrivals("closed", clients=clients)
 
 
 def _whole(row: Mapping[str, Any], name: str, place: str) -> int | None:
@@ -162,9 +174,9 @@ def statistics(values_s: np.ndarray[Any, Any]) -> dict[str, float]:
     }
 
 
-def _run_statistics(plan: ClusterPlan, trace: Trace, seed: int) -> dict[str, dict[str, float]]:
+def _run_statistics(plan: ClusterPlan, trace: Trace, arrivals: Arrivals, seed: int) -> dict[str, dict[str, float]]:
     """Statistics of TTFT and TPOT of one simulated run."""
-    record = run_plan(plan, trace, Arrivals(), seed=seed).record
+    record = run_plan(plan, trace, arrivals, seed=seed).record
     several = record.output_tokens > 1
     tpot = (record.last_token_s - record.first_token_s)[several] / (record.output_tokens[several] - 1)
     return {"ttft": statistics(record.first_token_s - record.arrival_s), "tpot": statistics(tpot)}
@@ -177,7 +189,8 @@ def replay(row: Mapping[str, Any], folder: Path, overrides: tuple[str, ...] = ()
     plan = assemble(load_topology(workload_topology(row, place, folder), overrides))
     path = folder / f"{row['stage']}.{row['workload']}.requests.csv.gz"
     trace = requests_trace(path, plan.workers[0].block_size)
-    drawn = [_run_statistics(plan, trace, seed) for seed in range(_DRAWS)]
+    arrivals = _arrivals(row, place)
+    drawn = [_run_statistics(plan, trace, arrivals, seed) for seed in range(_DRAWS)]
     figures = []
     for metric in METRICS:
         for name in STATISTICS:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simulator.api import simulate
-from simulator.cluster.frontdesk import FrontDesk
+from simulator.cluster.frontdesk import MOST_FOR_TOKENS, FrontDesk, FrontStays, FrontWork
+from simulator.cluster.processes import Clock
 from simulator.workload.trace import Trace
 
 PER_TOKEN_S = 1e-3
@@ -31,24 +36,78 @@ def test_long_prompts_reach_their_engine_later_and_may_be_overtaken(tmp_path) ->
 
 
 def test_short_prompts_wait_for_long_ones_that_one_process_tokenises(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    own = {"frontend_prompt_token_s": PER_TOKEN_S, "frontend_s": 0.0, "frontend_request_s": 0.25}
+    own = {"frontend_prompt_token_s": PER_TOKEN_S, "frontend_s": 0.25, "frontend_request_s": 0.25}
     trace = Trace.from_columns([0.0, 0.5], [2000, 100], [4, 4])
     overrides = [f"engine.profile={profile_with(tmp_path, **own)}"]
     found = simulate(trace, "llama-3.1-8b/h100_sxm/1c", overrides=overrides).run.record
     start = found.first_token_s - found.part_prefill_s
-    assert start[0] == pytest.approx(2.0, abs=0.02)
-    # the first has left 0.5 s of its 2.25 s behind when the second comes, whose own 0.1 s follow
-    assert start[1] == pytest.approx(0.5 + (2.25 - 0.5) + 0.1, abs=0.02)
+    assert start[0] == pytest.approx(2.25, abs=0.02)
+    # the first has left 0.5 s of its 2.25 s behind when the second comes, whose own 0.25 + 0.1 s follow
+    assert start[1] == pytest.approx(0.5 + (2.25 - 0.5) + 0.35, abs=0.02)
 
 
-def test_requests_wait_for_one_process_that_tokens_keep_busy() -> None:
-    sent = [0]
-    desk = FrontDesk(0.1, 0.0, lambda: sent[0])
-    assert [desk.leaves_s(0.0, 0.5) for _ in range(3)] == pytest.approx([0.5, 0.6, 0.7])
-    assert desk.leaves_s(10.0, 0.0) == 10.0
-    assert desk.leaves_s(20.0, 1.5, 1.0) == 21.5  # nobody before it
-    assert desk.leaves_s(20.0, 0.5) == pytest.approx(20.5 + 0.1 + 1.0)
-    assert FrontDesk(0.0, 0.0, lambda: 0).leaves_s(1.0, 0.25) == 1.25
+class Asked(NamedTuple):
+    """A request at the front end: when, and what it takes there if nobody is before it."""
+
+    at_s: float
+    before_s: float
+    prompt_s: float = 0.0
+
+
+def leaving(work: FrontWork, asked: list[Asked], tokens_per_s: float = 0.0) -> list[float]:
+    """When each request leaves a front end that also sends ``tokens_per_s``."""
+    clock, left = Clock(), {}
+
+    def leave(row: int, now: float) -> None:
+        left[row] = now
+
+    stays = FrontStays(np.array([one.before_s for one in asked]), np.array([one.prompt_s for one in asked]))
+    desk = FrontDesk(clock, work, stays, lambda: int(tokens_per_s * clock.env.now), leave)
+    for row, one in enumerate(asked):
+        desk.send(row, one.at_s)
+    clock.run()
+    return [left[row] for row in range(len(asked))]
+
+
+def test_requests_wait_for_one_process() -> None:
+    work = FrontWork(request_s=0.1)
+    assert leaving(work, [Asked(0.0, 0.5)] * 3) == pytest.approx([0.5, 0.6, 0.7])
+    assert leaving(work, [Asked(0.0, 1.6, 1.0), Asked(0.0, 0.6)]) == pytest.approx([1.6, 1.7])
+    assert leaving(work, [Asked(0.0, 0.5), Asked(7.0, 0.5)]) == pytest.approx([0.5, 7.5])
+    assert leaving(FrontWork(), [Asked(1.0, 0.25), Asked(1.0, 0.5)]) == [1.25, 1.5]
+
+
+def test_what_comes_in_is_read_before_anything_goes_on() -> None:
+    """Reading takes 1 s, the rest 0.5 s: the first of three leaves after all three have been read."""
+    work = FrontWork(accept_s=1.0, request_s=0.5)
+    assert leaving(work, [Asked(0.0, 1.5)] * 3) == pytest.approx([3.5, 4.0, 4.5])
+    # one that comes while the first is served is read at once, and holds it up
+    assert leaving(work, [Asked(0.0, 1.5), Asked(1.25, 1.5)]) == pytest.approx([2.5, 3.0])
+    assert leaving(work, [Asked(0.0, 1.5), Asked(1.5, 1.5)]) == pytest.approx([1.5, 3.0])
+
+
+def test_tokens_go_first_but_never_take_all_of_the_time() -> None:
+    """2,000 tokens a second of 0.25 ms are half of its time; 20,000 would be five times it."""
+    late = [Asked(10.0, 0.5)]
+    for rate, share in ((0.0, 0.0), (2000.0, 0.5), (20_000.0, MOST_FOR_TOKENS)):
+        work = FrontWork(request_s=0.5, token_s=0.25e-3)
+        warm = [Asked(9.0 + k / 100.0, 0.0) for k in range(90)]  # somebody looks now and then
+        quick = leaving(FrontWork(request_s=1e-6, token_s=0.25e-3), [*warm, Asked(9.95, 0.0)], rate)
+        assert quick[-1] == pytest.approx(9.95, abs=1e-3)
+        assert leaving(work, late, rate)[0] == pytest.approx(10.0 + 0.5 / (1.0 - share), rel=0.02)
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 2.0), st.floats(0.0, 0.2)), min_size=1, max_size=30), st.floats(0.0, 0.1))
+def test_nobody_is_lost_overtaken_or_early(asked: list[tuple[float, float]], accept_s: float) -> None:
+    """All leave, in the order of coming, no sooner than their own work allows; the process does one thing at a time."""
+    asked = sorted(asked)
+    work = FrontWork(accept_s=accept_s, request_s=0.01)
+    left = leaving(work, [Asked(at, accept_s + 0.01 + prompt, prompt) for at, prompt in asked])
+    own = [accept_s + 0.01 + prompt for _, prompt in asked]
+    assert left == sorted(left)
+    assert all(end >= at + one - 1e-9 for end, (at, _), one in zip(left, asked, own, strict=True))
+    assert left[-1] >= asked[0][0] + sum(own) - 1e-9
+    assert left[-1] <= asked[-1][0] + sum(own) + 1e-9
 
 
 def test_a_first_token_is_handed_out_after_those_of_its_step(tmp_path) -> None:  # type: ignore[no-untyped-def]
