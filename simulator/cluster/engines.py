@@ -9,7 +9,7 @@ from typing import TypeVar
 from simulator.cluster.checks import kv_blocks, pool_part, settings_layers
 from simulator.cluster.memory import Demand, MemorySum, kv_windows, memory_sum, refuse
 from simulator.cluster.profiles import EngineProfile, load_profile
-from simulator.cluster.schema import HostPart, PoolPart, StepTimePart, Topology
+from simulator.cluster.schema import FrontendPart, HostPart, PoolPart, StepTimePart, Topology
 from simulator.cluster.settings import FROM_MODEL, FROM_PROFILE, Family, Value
 from simulator.cost.engine_costs import EngineCosts, engine_costs
 from simulator.cost.experts import ExpertParallelism
@@ -218,11 +218,9 @@ def _for_all_ranks(family: Family, settings: dict[str, Value], parallel: Paralle
 def _with_costs(engine: Engine, topology: Topology, pool: PoolPart) -> Engine:
     """The engine with its step cost and host times: explicit ones, or those of its profile."""
     step_time = pool_part(topology, pool, "step_time")
-    front = topology.frontend
     if isinstance(step_time, StepTimePart):
-        parts = (step_time.per_token_s, step_time.per_context_token_s, step_time.per_sequence_s)
-        cost = affine_cost(step_time.base_s, *parts)
-        return replace(engine, step_cost=cost, before_s=front.before_s or 0.0, after_s=front.after_s or 0.0)
+        parts = (step_time.per_token_s, step_time.per_context_token_s, step_time.per_sequence_s, step_time.weights_s)
+        return _with_front_end(replace(engine, step_cost=affine_cost(step_time.base_s, *parts)), topology.frontend)
     assert engine.model is not None and engine.gpu is not None, "checked with the topology"
     host = _host(topology, pool)
     costs = _costs(engine.profile, engine.settings)
@@ -238,21 +236,25 @@ def _with_costs(engine: Engine, topology: Topology, pool: PoolPart) -> Engine:
         max_context=engine.longest,
     )
     costs = costs.on_host(engine.gpu.host_speed)
-    before = costs.frontend_s if front.before_s is None else front.before_s
-    after = costs.detokenise_s if front.after_s is None else front.after_s
-    if front.before_s is not None:  # a front end of the topology's own: nobody waits there
-        return replace(engine, step_cost=cost, before_s=before, after_s=after)
-    return replace(
-        engine,
-        step_cost=cost,
-        before_s=before,
-        after_s=after,
-        frontend_prompt_token_s=costs.frontend_prompt_token_s,
-        frontend_accept_s=costs.frontend_accept_s,
-        frontend_request_s=costs.frontend_request_s,
-        frontend_token_s=costs.frontend_token_s,
-        deliver_token_s=costs.deliver_token_s,
-    )
+    engine = replace(engine, step_cost=cost, before_s=costs.frontend_s, after_s=costs.detokenise_s)
+    if topology.frontend.before_s is None:  # the profile's, where nobody says how long a request takes
+        engine = replace(
+            engine,
+            frontend_prompt_token_s=costs.frontend_prompt_token_s,
+            frontend_accept_s=costs.frontend_accept_s,
+            frontend_request_s=costs.frontend_request_s,
+            frontend_token_s=costs.frontend_token_s,
+            deliver_token_s=costs.deliver_token_s,
+        )
+    return _with_front_end(engine, topology.frontend)
+
+
+def _with_front_end(engine: Engine, front: FrontendPart) -> Engine:
+    """The engine with what the topology says of its front end."""
+    said = {"before_s": front.before_s, "after_s": front.after_s} | {
+        f"frontend_{key}": getattr(front, key) for key in ("accept_s", "request_s", "token_s")
+    }
+    return replace(engine, **{key: value for key, value in said.items() if value is not None})
 
 
 def _largest_step(engine: Engine) -> int:

@@ -58,7 +58,7 @@ class FrontDesk(Sleeper):
 
     It is one process, an event loop: tokens go first; then what comes in is read, which it does for all that are there
     before it goes on with any of them; what time is left serves requests in the order in which they came. So the first
-    of a burst leaves after all of it has been read. ``tokens``: how many have been sent so far.
+    of a burst leaves after all of it has been read. ``tokens``: how many have been sent by a moment.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class FrontDesk(Sleeper):
         clock: Clock,
         work: FrontWork,
         stays: FrontStays,
-        tokens: Callable[[], int],
+        tokens: Callable[[float], int],
         leave: Callable[[int, float], None],
     ) -> None:
         self._work, self._stays, self._tokens, self._leave = work, stays, tokens, leave
@@ -123,7 +123,7 @@ class FrontDesk(Sleeper):
         passed = now - self._looked_s
         if self._work.token_s == 0.0 or passed < LOOK_S:
             return
-        tokens = self._tokens()
+        tokens = self._tokens(now)
         busy = min((tokens - self._seen_tokens) * self._work.token_s / passed, MOST_FOR_TOKENS)
         self._share += (busy - self._share) * -math.expm1(-passed / SMOOTHING_S)
         self._looked_s, self._seen_tokens = now, tokens

@@ -222,8 +222,10 @@ class Cluster:
             self.clients.sent(row, now)
         self.desk_in.send(row, now)
 
-    def _tokens_sent(self) -> int:
-        """Output tokens of all engines so far."""
+    def _tokens_sent(self, now: float) -> int:
+        """Output tokens of all engines by ``now``. Engines live ahead only when something comes to them."""
+        for worker in self.workers:
+            worker.catch_up(now)
         engines = (engine for worker in self.workers for engine in (*worker.lives, worker.engine))
         return sum(engine.totals().decode_tokens for engine in engines)
 

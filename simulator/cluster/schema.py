@@ -58,13 +58,15 @@ class ParallelPart(Part):
 
 class StepTimePart(Part):
     """An explicit step time: ``base_s + per_token_s x new tokens + per_context_token_s x tokens computed before``, and
-    ``per_sequence_s`` for each sequence."""
+    ``per_sequence_s`` for each sequence. ``weights_s``: reading the weights, beside which the new tokens are computed:
+    the two take the root of the sum of their squares."""
 
     kind: Literal["affine"] = "affine"
     base_s: Seconds
     per_token_s: Seconds = 0.0
     per_context_token_s: Seconds = 0.0
     per_sequence_s: Seconds = 0.0
+    weights_s: Seconds = 0.0
 
 
 class HostPart(Part):
@@ -258,10 +260,18 @@ class CachePart(Part):
 
 
 class FrontendPart(Part):
-    """Host time of a request outside the engine's steps; replaces the engine profile's."""
+    """Host time of a request outside the engine's steps; replaces the engine profile's.
+
+    ``before_s``: of a request that meets nobody, before its engine hears of it; ``after_s``: of a token. Of ``before_s``,
+    what others wait for, since one process does it: ``accept_s``, reading a request, for all that have come before any
+    is passed on; ``request_s``, passing it on; and ``token_s`` for each token sent, which goes before both.
+    """
 
     before_s: Seconds | None = None
     after_s: Seconds | None = None
+    accept_s: Seconds | None = None
+    request_s: Seconds | None = None
+    token_s: Seconds | None = None
 
 
 class Topology(Part):

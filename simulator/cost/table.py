@@ -28,8 +28,9 @@ class StepCostTable:
     A step with ``decode_seqs`` decoding sequences whose contexts sum to ``decode_context`` tokens (tokens computed
     before the step) and prefill chunks of ``new`` tokens after ``past`` computed ones takes
 
-    * affine kind: ``base_s + per_token_s * tokens + per_context_token_s * (sum of tokens computed before the step)
-      + per_sequence_s * sequences``;
+    * affine kind: ``base_s + work + per_context_token_s * (sum of tokens computed before the step) + per_sequence_s *
+      sequences``, where ``work = sqrt((per_token_s * tokens)^2 + weights_s^2)`` (a roofline, see
+      ``simulator.cost.roofline``, with an exponent of 2);
     * table kind: ``max(floor, gpu) + add`` with
       pure decode: ``gpu = decode_s[n] + attention(n, decode_context)``, floor and add ``decode_floor_s[n]``,
       ``decode_add_s[n]``, n = decode_seqs;
@@ -72,6 +73,7 @@ class StepCostTable:
     per_token_s: float = 0.0
     per_context_token_s: float = 0.0
     per_sequence_s: float = 0.0
+    weights_s: float = 0.0
     decode_s: Floats = field(default_factory=lambda: np.zeros(2))
     decode_floor_s: Floats = field(default_factory=lambda: np.zeros(2))
     decode_add_s: Floats = field(default_factory=lambda: np.zeros(2))
@@ -113,10 +115,14 @@ class StepCostTable:
 
 
 def affine_cost(
-    base_s: float, per_token_s: float = 0.0, per_context_token_s: float = 0.0, per_sequence_s: float = 0.0
+    base_s: float,
+    per_token_s: float = 0.0,
+    per_context_token_s: float = 0.0,
+    per_sequence_s: float = 0.0,
+    weights_s: float = 0.0,
 ) -> StepCostTable:
     """The explicit step time of a topology: for teaching, tests and exact cases."""
-    return StepCostTable(True, base_s, per_token_s, per_context_token_s, per_sequence_s)
+    return StepCostTable(True, base_s, per_token_s, per_context_token_s, per_sequence_s, weights_s)
 
 
 StepCost = record("StepCost", tuple(field.name for field in fields(StepCostTable)), __name__)
@@ -129,6 +135,7 @@ def make_step_cost(  # type: ignore[no-untyped-def]
     per_token_s,
     per_context_token_s,
     per_sequence_s,
+    weights_s,
     decode_s,
     decode_floor_s,
     decode_add_s,
@@ -174,6 +181,7 @@ def make_step_cost(  # type: ignore[no-untyped-def]
         per_token_s,
         per_context_token_s,
         per_sequence_s,
+        weights_s,
         decode_s,
         decode_floor_s,
         decode_add_s,
@@ -256,10 +264,18 @@ def chunk_attention_seconds(cost, new, past):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def affine_work_seconds(cost, tokens):  # type: ignore[no-untyped-def]
+    """Reading the weights and the arithmetic of ``tokens`` tokens beside it, of an explicit step time."""
+    work = cost.per_token_s * tokens
+    return math.sqrt(work * work + cost.weights_s * cost.weights_s) if cost.weights_s > 0.0 else work
+
+
+@compiled
 def decode_step_seconds(cost, seqs, context):  # type: ignore[no-untyped-def]
     """Seconds of a pure decode step: one new token for each of ``seqs`` sequences over ``context`` computed tokens."""
     if cost.affine:
-        return cost.base_s + cost.per_token_s * seqs + cost.per_context_token_s * context + cost.per_sequence_s * seqs
+        alone = cost.base_s + affine_work_seconds(cost, seqs)
+        return alone + cost.per_context_token_s * context + cost.per_sequence_s * seqs
     gpu = at_count(cost.decode_s, seqs) + decode_attention_seconds(cost, seqs, context)
     return max(at_count(cost.decode_floor_s, seqs), gpu) + at_count(cost.decode_add_s, seqs)
 
@@ -290,7 +306,8 @@ def mixed_step_seconds(  # type: ignore[no-untyped-def]
     ``uneven`` how many times its even share the fullest rank holds (0: dealt out in turn). Launching is not in it.
     """
     if cost.affine:
-        alone = cost.base_s + cost.per_token_s * (decodes + new) + cost.per_context_token_s * (decode_context + past)
+        alone = cost.base_s + affine_work_seconds(cost, decodes + new)
+        alone += cost.per_context_token_s * (decode_context + past)
         return alone + cost.per_sequence_s * (decodes + chunks)
     gpu = at_count(cost.mixed_s, decodes + new) + decode_attention_seconds(cost, decodes, decode_context)
     if cost.ranks > 1 and chunks > 0:

@@ -28,6 +28,7 @@ STEP_SCALES_S = {
     "per_token_s": 1e-4,
     "per_context_token_s": 1e-7,
     "per_sequence_s": 1e-4,
+    "weights_s": 5e-3,
     "before_s": 5e-3,
 }
 #: Statistics a fit looks at, and their weights: medians, because machines have hiccups.

@@ -154,7 +154,9 @@ def audit_batches(e: SimpleNamespace, live: list[int]) -> None:
             assert set(made) <= set(live) and all(n > 0 for n in made.values())
             continue
         decodes = sum(e.first_batch[s] < b and s not in lists["absent"] for s in of(e, live, DECODING))
-        decodes += sum(e.first_batch[s] < b <= e.last_batch[s] for s in of(e, live, LEAVING))
+        decodes += sum(
+            e.first_batch[s] < b <= e.last_batch[s] and s not in lists["absent"] for s in of(e, live, LEAVING)
+        )
         decodes += sum(e.first_batch[s] < b for s in lists["stale"])
         assert e.batch_decodes[r] == decodes
     if e.planned > e.completed:

@@ -15,7 +15,7 @@ from simulator.engine.engine import Engine, EngineSpec
 from simulator.engine.state import LOAD, PREFILLED, READ, DeskColumns
 
 HASHED = 32
-UNEVEN = affine_cost(0.013, 0.0007, 0.000003, 0.0011)
+UNEVEN = affine_cost(0.013, 0.0007, 0.000003, 0.0011, 0.0039)
 V0 = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "block_size": 16, "max_model_len": 1000, "prefix_caching": False}
 BASE = {
     "vllm-v1": VLLM | {"prefix_caching": False, "max_num_batched_tokens": 48, "max_num_seqs": 6},

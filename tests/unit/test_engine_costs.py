@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -47,7 +48,7 @@ class Step:
             before = context + sum(past for _, past in self.chunks)
             return (
                 cost.base_s
-                + cost.per_token_s * tokens
+                + math.hypot(cost.per_token_s * tokens, cost.weights_s)
                 + cost.per_context_token_s * before
                 + cost.per_sequence_s * count
             )
@@ -143,7 +144,7 @@ def test_a_step_planned_before_the_pace_changes_keeps_its_time() -> None:
     play = Play(
         "vllm-v1",
         ((0.0, 4, 5),),
-        cost=replace(UNEVEN, base_s=1.0, per_token_s=0.0, per_context_token_s=0.0, per_sequence_s=0.0),
+        cost=replace(UNEVEN, base_s=1.0, per_token_s=0.0, per_context_token_s=0.0, per_sequence_s=0.0, weights_s=0.0),
     )
 
     class Slow(Seen):

@@ -62,7 +62,7 @@ def leaving(work: FrontWork, asked: list[Asked], tokens_per_s: float = 0.0) -> l
         left[row] = now
 
     stays = FrontStays(np.array([one.before_s for one in asked]), np.array([one.prompt_s for one in asked]))
-    desk = FrontDesk(clock, work, stays, lambda: int(tokens_per_s * clock.env.now), leave)
+    desk = FrontDesk(clock, work, stays, lambda now: int(tokens_per_s * now), leave)
     for row, one in enumerate(asked):
         desk.send(row, one.at_s)
     clock.run()
@@ -127,3 +127,23 @@ def test_a_first_token_is_handed_out_after_those_of_its_step(tmp_path) -> None: 
     overrides = [f"engine.profile={tmp_path / '0.25.yaml'}"]
     found = simulate(together, "llama-3.1-8b/h100_sxm/1c", overrides=overrides).run.record
     assert (found.last_token_s >= found.first_token_s).all()
+
+
+def test_a_topology_may_say_what_its_front_end_takes() -> None:
+    """Three requests at once: 0.2 s of reading each, then 0.1 s each on its way, to an engine of no delay."""
+    server = {
+        "name": "server",
+        "engine": "vllm",
+        "pools": [{"name": "one", "role": "colocated"}],
+        "step_time": {"base_s": 1e-6},
+        "frontend": {"before_s": 0.3, "accept_s": 0.2, "request_s": 0.1},
+        "kv_blocks": 100,
+    }
+    found = simulate(Trace.from_columns([0.0] * 3, [10] * 3, [1] * 3), server).run.record
+    assert np.sort(found.first_token_s) == pytest.approx([0.7, 0.8, 0.9], abs=1e-4)
+    alone = simulate(Trace.from_columns([0.0], [10], [1]), server).run.record
+    assert alone.first_token_s == pytest.approx([0.3], abs=1e-4)
+    # ten tokens a second of 0.05 s are half of its time
+    busy = {**server, "frontend": {**server["frontend"], "token_s": 0.05}, "step_time": {"base_s": 0.1}}
+    found = simulate(Trace.from_columns([0.0, 9.0], [10] * 2, [200, 1]), busy).run.record
+    assert found.first_token_s[1] - 9.0 == pytest.approx(0.6 + 0.15, abs=0.1)

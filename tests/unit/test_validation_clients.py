@@ -211,6 +211,21 @@ def test_a_fit_finds_the_step_time_that_made_the_runs(tmp_path: Path) -> None:
     assert all(abs(error) < 5 for run in fit.runs for error in run.after_percent.values())
 
 
+def test_a_fit_tells_reading_the_weights_from_other_time_of_a_step(tmp_path: Path) -> None:
+    """Few tokens hide behind 8 ms of reading, many do not: a straight line would be far off in between."""
+    bends = {"base_s": 1e-3, "per_token_s": 5e-4, "weights_s": 8e-3}
+    lone = Trace.from_columns(np.arange(12) * 2.0, np.repeat([8, 32, 64, 256], 3), np.full(12, 8))
+    files = [vllm_file(tmp_path / "lone.json.gz", lone, topology={**SERVER, "step_time": bends, "frontend": {}})]
+    for clients in (4, 12, 24):
+        short = Trace.from_columns(np.zeros(48), np.full(48, 20), np.full(48, 30))
+        path = tmp_path / f"{clients}.json.gz"
+        files.append(vllm_file(path, short, clients=clients, topology={**SERVER, "step_time": bends, "frontend": {}}))
+    start = {**SERVER, "step_time": {"base_s": 0.0}, "frontend": {}}
+    fit = fit_runs([read_measured(file) for file in files], load_topology(start), name="mine")
+    assert fit.after_s["weights_s"] == pytest.approx(8e-3, rel=0.15)
+    assert fit.after_s["per_token_s"] == pytest.approx(5e-4, rel=0.1)
+
+
 @pytest.mark.slow
 def test_a_fit_finds_the_host_times_of_an_engine(tmp_path: Path) -> None:
     """Runs of a slower host, fitted from the shipped profile; the file written is one that --set can use.
@@ -263,7 +278,8 @@ def test_quiet_runs_of_a_real_server_after_a_fit_on_its_calibration() -> None:
     server = {**SERVER, "step_time": {"base_s": 0.0}, "frontend": {}, "kv_blocks": 4095}
     server["engine"] = {**SERVER["engine"], "max_num_seqs": 32, "max_model_len": 2048, "block_size": 32}
     fit = fit_runs([read_measured(path) for path in calibration], load_topology(server), name="cpu")
-    for name in ("vllm_bench/A_rate6.json.gz", "vllm_bench/A_conc8.json.gz", "vllm_bench/A_rate25_saturated.json.gz"):
+    files = [f"vllm_bench/A_{name}.json.gz" for name in ("rate6", "conc8", "rate25_saturated")]
+    for name in (*files, "aiperf/A_rate5", "sglang_bench_serving/A_rate5.jsonl.gz"):
         found = validate_run(place / name, dict(fit.document))
         for metric in ("ttft", "tpot"):
             assert abs(found.figure(metric, "p50").error_percent) < 10, (name, metric)  # type: ignore[union-attr]

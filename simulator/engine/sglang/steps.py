@@ -173,7 +173,7 @@ def sample(e, now):  # type: ignore[no-untyped-def]
     i = e.samples
     e.samples += 1
     e.sample_s[i], e.sample_running[i] = now, e.running_count + e.last_count
-    e.sample_waiting[i], e.sample_blocks[i] = e.waiting_count, pages_taken(e)
+    e.sample_waiting[i], e.sample_blocks[i] = all_waiting(e), pages_taken(e)
     e.sample_next_s = now + e.sample_every_s
 
 
@@ -287,11 +287,17 @@ def pulse(e, until):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def all_waiting(e):  # type: ignore[no-untyped-def]
+    """Requests that wait to run; on a decode engine also those whose KV has come, or has been taken from them."""
+    return e.waiting_count + e.ready_count + e.retracted_count
+
+
+@compiled
 def load(e):  # type: ignore[no-untyped-def]
     """What a router may see: running, waiting, holding, free pages, all pages, prompt tokens not yet computed."""
     running = e.running_count + e.last_count + (1 if e.chunked >= 0 else 0) + e.cut_count
     free = (e.free + e.tree.evictable) // e.page
-    return running, e.waiting_count, e.holding_count, free, e.pool_size // e.page, e.pending_prompt_tokens
+    return running, all_waiting(e), e.holding_count, free, e.pool_size // e.page, e.pending_prompt_tokens
 
 
 @compiled
