@@ -120,10 +120,10 @@ def _record(cluster: Cluster) -> RunRecord:
     # some engines send the first token before the KV moves
     moved = ~np.isnan(over.read_end_s) & ~(desk.first_token_s <= desk.prefill_end_s)
     waited = over.wait_before_s + over.host_before_s
-    before = cluster.entry_before_s + over.host_before_s + np.where(moved, over.host_s, 0.0)
+    before = cluster.front.before_s + over.host_before_s + np.where(moved, over.host_s, 0.0)
     loads = None if cluster.caches is None else cluster.caches.columns
     loading = np.zeros(len(trace)) if loads is None else loads.exposed_s()
-    queue = desk.prefill_start_s - cluster.arrival_s - cluster.entry_before_s - waited - loading
+    queue = desk.prefill_start_s - cluster.arrival_s - cluster.front.before_s - waited - loading
     prefill = desk.prefill_end_s - desk.prefill_start_s
     wait = over.wait_before_s + np.where(moved, over.wait_after_s, 0.0)
     transfer = np.where(moved, over.read_end_s - desk.prefill_end_s - over.wait_after_s - over.host_s, 0.0)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cluster.processes import Clock, LoadSource, Sleeper
+from simulator.cluster.plan import WorkerPlan
+from simulator.cluster.processes import Clock, Sleeper, Worker
+from simulator.compiled import compiled
 
 #: Seconds over which the share of time that tokens take is averaged.
 SMOOTHING_S = 0.05
@@ -36,21 +39,15 @@ class FrontWork:
         """Whether requests can wait for one another here."""
         return self.accept_s > 0.0 or self.request_s > 0.0
 
-
-@dataclass(frozen=True)
-class FrontStays:
-    """Seconds each request (by row) stays at the front end if it need not wait, and of these the work on its prompt
-    (tokenising), which others wait for as well."""
-
-    before_s: NDArray[np.float64]
-    prompt_s: NDArray[np.float64]
+    def rest_s(self, before_s: float) -> float:
+        """Of the time that a lone request of no tokens takes, what is nobody's work: it passes first, on the way."""
+        return max(before_s - self.accept_s - self.request_s, 0.0)
 
 
 @dataclass
 class _Waiting:
     row: int
     work_s: float  # left to do in turn
-    rest_s: float  # what passes then without work
 
 
 class FrontDesk(Sleeper):
@@ -58,38 +55,30 @@ class FrontDesk(Sleeper):
 
     It is one process, an event loop: tokens go first; then what comes in is read, which it does for all that are there
     before it goes on with any of them; what time is left serves requests in the order in which they came. So the first
-    of a burst leaves after all of it has been read. ``tokens``: how many have been sent by a moment.
+    of a burst leaves after all of it has been read. ``prompt_s``: seconds of work on each row's prompt (tokenising).
+    ``tokens``: how many have been sent by a moment.
     """
 
     def __init__(
         self,
         clock: Clock,
         work: FrontWork,
-        stays: FrontStays,
+        prompt_s: NDArray[np.float64],
         tokens: Callable[[float], int],
         leave: Callable[[int, float], None],
     ) -> None:
-        self._work, self._stays, self._tokens, self._leave = work, stays, tokens, leave
-        self._door = LoadSource(clock, [], [], self._come)
+        self._work, self._prompt_s, self._tokens, self._leave = work, prompt_s, tokens, leave
         self._now_s, self._looked_s, self._seen_tokens = 0.0, 0.0, 0
         self._reading_s = 0.0  # work for what has come in, not yet done
         self._line: deque[_Waiting] = deque()
         self._share = 0.0  # of its time that tokens take
         super().__init__(clock)
 
-    def send(self, row: int, at: float) -> None:
-        """A request will come in at ``at``, which may lie ahead: clients are told of an end as soon as it is known."""
-        if self._work.queues:
-            self._door.add(row, at)
-        else:
-            self._leave(row, at + float(self._stays.before_s[row]))
-
-    def _come(self, row: int, now: float) -> None:
+    def come(self, row: int, now: float) -> None:
+        """A request has come in."""
         self._pass(now)
-        in_turn_s = self._work.request_s + float(self._stays.prompt_s[row])
-        rest_s = float(self._stays.before_s[row]) - self._work.accept_s - in_turn_s
         self._reading_s += self._work.accept_s
-        self._line.append(_Waiting(row, in_turn_s, max(rest_s, 0.0)))
+        self._line.append(_Waiting(row, self._work.request_s + float(self._prompt_s[row])))
         self.reconsider()
 
     def next_s(self) -> float:
@@ -116,7 +105,7 @@ class FrontDesk(Sleeper):
             if line[0].work_s > _DONE_S:
                 break
             done = line.popleft()
-            self._leave(done.row, self._now_s + done.rest_s)
+            self._leave(done.row, self._now_s)
 
     def _look(self, now: float) -> None:
         """How much of its time tokens take."""
@@ -127,3 +116,86 @@ class FrontDesk(Sleeper):
         busy = min((tokens - self._seen_tokens) * self._work.token_s / passed, MOST_FOR_TOKENS)
         self._share += (busy - self._share) * -math.expm1(-passed / SMOOTHING_S)
         self._looked_s, self._seen_tokens = now, tokens
+
+
+@compiled
+def leave_moments(come_s, accept_s, in_turn_s):  # type: ignore[no-untyped-def]
+    """When each request leaves a desk that sends no tokens; moments of coming in order, work in turn for each."""
+    left_s, line_s = np.empty(come_s.size), in_turn_s.copy()
+    now_s, reading_s, head = 0.0, 0.0, 0
+    for i in range(come_s.size + 1):
+        until_s = come_s[i] if i < come_s.size else np.inf
+        read_s = min(until_s - now_s, reading_s)
+        reading_s -= read_s
+        now_s += read_s
+        while head < i and reading_s <= _DONE_S:
+            if now_s + line_s[head] > until_s + _DONE_S:
+                line_s[head] -= until_s - now_s
+                break
+            now_s += line_s[head]
+            left_s[head] = now_s
+            head += 1
+        now_s = until_s
+        reading_s += accept_s
+    return left_s
+
+
+class FrontEnds:
+    """Every engine that clients send to has a front end of its own; a load balancer before them takes them in turn.
+
+    By row, in seconds: ``before_s``, from the client's sending until an engine hears of a request that waits for
+    nobody; ``way_s``, the part of it until the request comes to where it may wait (all of it where it cannot).
+    ``known``: whether all moments of sending are known beforehand. ``enter``: called with a row that is through.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        plans: Sequence[WorkerPlan],
+        workers: Sequence[Worker],
+        input_tokens: NDArray[np.int64],
+        known: bool,
+        enter: Callable[[int, float], None],
+    ) -> None:
+        entries = [(worker, plan) for worker, plan in zip(workers, plans, strict=True) if plan.role != "decode"]
+        first = entries[0][1]
+        token_s = 0.0 if first.role == "prefill" else first.frontend_token_s  # there, others send the tokens
+        self.work = FrontWork(first.frontend_accept_s, first.frontend_request_s, token_s)
+        self._prompt_s = first.frontend_prompt_token_s * input_tokens.astype(np.float64)
+        self.before_s = first.frontend_before_s + self._prompt_s
+        rest_s = self.work.rest_s(first.frontend_before_s)
+        self.way_s = np.full(len(input_tokens), rest_s) if self.work.queues else self.before_s
+        self._enter = enter
+        self._desks = [
+            FrontDesk(clock, self.work, self._prompt_s, partial(_tokens_sent, worker), enter) for worker, _ in entries
+        ]
+        self._turn = 0
+        # where nothing is left to chance, who waits how long is worked out at once
+        self._one_by_one = self.work.queues and not (known and token_s == 0.0)
+
+    def first(self, sent_s: NDArray[np.float64], rows: NDArray[np.int64]) -> tuple[list[float], list[int]]:
+        """The moments at which ``come`` is to be called for requests sent at ``sent_s``, in order, and their rows."""
+        moments = sent_s + self.way_s[rows]
+        order = np.argsort(moments, kind="stable")  # a long prompt may be overtaken by short ones
+        moments, rows = moments[order], rows[order]
+        if self.work.queues and not self._one_by_one:
+            in_turn_s, count = self.work.request_s + self._prompt_s[rows], len(self._desks)
+            for k in range(count):
+                moments[k::count] = leave_moments(moments[k::count], self.work.accept_s, in_turn_s[k::count])
+            order = np.argsort(moments, kind="stable")
+            moments, rows = moments[order], rows[order]
+        return moments.tolist(), rows.tolist()
+
+    def come(self, row: int, now: float) -> None:
+        """A request comes to where it may wait; or is through, where nobody does or that has been worked out."""
+        if not self._one_by_one:
+            self._enter(row, now)
+            return
+        self._desks[self._turn].come(row, now)
+        self._turn = (self._turn + 1) % len(self._desks)
+
+
+def _tokens_sent(worker: Worker, now: float) -> int:
+    """Output tokens of an engine by ``now``. It lives ahead only when something comes to it."""
+    worker.catch_up(now)
+    return sum(engine.totals().decode_tokens for engine in (*worker.lives, worker.engine))

@@ -16,7 +16,7 @@ from simulator.cluster.faults.clients import Clients
 from simulator.cluster.faults.desk import FaultDesk
 from simulator.cluster.faults.events import Faults
 from simulator.cluster.faults.scaling import Scaler
-from simulator.cluster.frontdesk import FrontDesk, FrontStays, FrontWork
+from simulator.cluster.frontdesk import FrontEnds
 from simulator.cluster.handover import Handover, HandoverColumns, Rooms, protocol
 from simulator.cluster.limits import LimitError, Limits, Watch
 from simulator.cluster.plan import ClusterPlan, WorkerPlan
@@ -77,16 +77,12 @@ class Cluster:
         self.transfers = self._transfers()
         self.caches = self._caches(prompts)
         self.faults: FaultDesk | None = None
+        known = not (self._clients or self._follows or plan.faults)
+        self.front = FrontEnds(self.clock, plan.workers, self.workers, trace.input_tokens, known, self.enter)
         self.handover = self._handover()
         self._check_fit()
         self._sent = 0
-        self.entry_work = self._entry_work()
-        known = self._first_arrivals()
-        self.source = LoadSource(self.clock, *(([], []) if self.entry_work.queues else known), self.enter)
-        stays = FrontStays(self.entry_before_s, self.entry_prompt_s)
-        self.desk_in = FrontDesk(self.clock, self.entry_work, stays, self._tokens_sent, self.source.add)
-        if self.entry_work.queues:
-            self.door = LoadSource(self.clock, *known, self._send)
+        self.source = LoadSource(self.clock, *self._first_arrivals(), self.front.come)
         self._expect_faults()
 
     def run(self) -> None:
@@ -220,14 +216,7 @@ class Cluster:
         self.arrival_s[row] = now
         if self.clients is not None:
             self.clients.sent(row, now)
-        self.desk_in.send(row, now)
-
-    def _tokens_sent(self, now: float) -> int:
-        """Output tokens of all engines by ``now``. Engines live ahead only when something comes to them."""
-        for worker in self.workers:
-            worker.catch_up(now)
-        engines = (engine for worker in self.workers for engine in (*worker.lives, worker.engine))
-        return sum(engine.totals().decode_tokens for engine in engines)
+        self.source.add(row, now + self.front.way_s[row])
 
     # Setting up
 
@@ -241,12 +230,7 @@ class Cluster:
             self._queue = rows[self._clients :][::-1].tolist()
             rows = rows[: self._clients]
             self.arrival_s[rows] = 0.0
-        moments = self.arrival_s[rows]
-        if not self.entry_work.queues:
-            moments = moments + self.entry_before_s[rows]
-            order = np.argsort(moments, kind="stable")  # a long prompt may be overtaken by short ones
-            moments, rows = moments[order], rows[order]
-        return moments.tolist(), rows.tolist()
+        return self.front.first(self.arrival_s[rows], rows)
 
     @property
     def lengths(self) -> tuple[list[int], list[int]]:
@@ -257,13 +241,6 @@ class Cluster:
         """Rows whose moment is not known beforehand: later turns, and what closed-loop clients have yet to send."""
         waiting = self._queue if self._clients is not None else []
         return [*self._follows.values(), *waiting]
-
-    def _entry_work(self) -> FrontWork:
-        """The front end's work; none where engines have front ends of their own."""
-        entry = next(w for w in self.plan.workers if w.role != "decode")
-        if len(self.plan.workers) > 1:
-            return FrontWork()
-        return FrontWork(entry.frontend_accept_s, entry.frontend_request_s, entry.frontend_token_s)
 
     def _worker(self, plan: WorkerPlan, content: object, chained: bool) -> Worker:
         transfer, cache = self.plan.transfer, self.plan.cache
@@ -310,10 +287,6 @@ class Cluster:
         return max((route.post_s_per_block for (_, dst), route in transfer.routes.items() if dst == index), default=0.0)
 
     def _handover(self) -> Handover | None:
-        entry = next(w for w in self.plan.workers if w.role != "decode")
-        tokens = self.trace.input_tokens.astype(np.float64)
-        self.entry_prompt_s = entry.frontend_prompt_token_s * tokens
-        self.entry_before_s = entry.frontend_before_s + self.entry_prompt_s
         transfer = self.plan.transfer
         if not self.plan.topology.disaggregated or transfer is None:
             return None
@@ -328,7 +301,7 @@ class Cluster:
             transfers=None if transfer.explicit else self.transfers,
             choose_decode=self.dispatch.decode,
             fail=self.fail,
-            entry_before_s=self.entry_before_s,
+            entry_before_s=self.front.before_s,
             decode_before_s=self.plan.workers[self.dispatch.second.workers[0].index].frontend_before_s,
             timeout_s=None if self.plan.faults is None else self.plan.faults.transfer_timeout_s,
         )

@@ -262,7 +262,7 @@ class CachePart(Part):
 class FrontendPart(Part):
     """Host time of a request outside the engine's steps; replaces the engine profile's.
 
-    ``before_s``: of a request that meets nobody, before its engine hears of it; ``after_s``: of a token. Of ``before_s``,
+    ``before_s``: of a request that meets nobody, before its engine hears of it; ``after_s``: of a token. Of the first,
     what others wait for, since one process does it: ``accept_s``, reading a request, for all that have come before any
     is passed on; ``request_s``, passing it on; and ``token_s`` for each token sent, which goes before both.
     """

@@ -14,8 +14,8 @@ from simulator.planning.replicates import Bench
 #: Stages before the last: replications, share of the requests, how close the search goes, and by how much a candidate
 #: may be behind the best and still go on.
 STAGES = ((3, 0.25, 0.06, 0.20), (4, 0.5, 0.03, 0.08))
-#: Requests of a short piece, at the least: 40 at 60 a second are all sent before the first has its answer, and a cluster
-#: that carries 76 a second seemed to carry 44.
+#: Requests of a short piece, at the least: 40 at 60 a second are all sent before the first has its answer, and a
+#: cluster that carries 76 a second seemed to carry 44.
 _FEWEST = 100
 #: Share of the roofline that a first guess takes.
 _GUESS = 0.5

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.api import simulate
-from simulator.cluster.frontdesk import MOST_FOR_TOKENS, FrontDesk, FrontStays, FrontWork
-from simulator.cluster.processes import Clock
+from simulator.cluster.frontdesk import MOST_FOR_TOKENS, FrontDesk, FrontWork, leave_moments
+from simulator.cluster.processes import Clock, LoadSource
 from simulator.workload.trace import Trace
 
 PER_TOKEN_S = 1e-3
@@ -47,7 +47,7 @@ def test_short_prompts_wait_for_long_ones_that_one_process_tokenises(tmp_path) -
 
 
 class Asked(NamedTuple):
-    """A request at the front end: when, and what it takes there if nobody is before it."""
+    """A request: when it is sent, what it takes if nobody is before it, and the work on its prompt beside that."""
 
     at_s: float
     before_s: float
@@ -61,10 +61,11 @@ def leaving(work: FrontWork, asked: list[Asked], tokens_per_s: float = 0.0) -> l
     def leave(row: int, now: float) -> None:
         left[row] = now
 
-    stays = FrontStays(np.array([one.before_s for one in asked]), np.array([one.prompt_s for one in asked]))
-    desk = FrontDesk(clock, work, stays, lambda now: int(tokens_per_s * now), leave)
+    prompt_s = np.array([one.prompt_s for one in asked])
+    desk = FrontDesk(clock, work, prompt_s, lambda now: int(tokens_per_s * now), leave)
+    door = LoadSource(clock, [], [], desk.come)
     for row, one in enumerate(asked):
-        desk.send(row, one.at_s)
+        door.add(row, one.at_s + work.rest_s(one.before_s))
     clock.run()
     return [left[row] for row in range(len(asked))]
 
@@ -72,7 +73,7 @@ def leaving(work: FrontWork, asked: list[Asked], tokens_per_s: float = 0.0) -> l
 def test_requests_wait_for_one_process() -> None:
     work = FrontWork(request_s=0.1)
     assert leaving(work, [Asked(0.0, 0.5)] * 3) == pytest.approx([0.5, 0.6, 0.7])
-    assert leaving(work, [Asked(0.0, 1.6, 1.0), Asked(0.0, 0.6)]) == pytest.approx([1.6, 1.7])
+    assert leaving(work, [Asked(0.0, 0.6, 1.0), Asked(0.0, 0.6)]) == pytest.approx([1.6, 1.7])
     assert leaving(work, [Asked(0.0, 0.5), Asked(7.0, 0.5)]) == pytest.approx([0.5, 7.5])
     assert leaving(FrontWork(), [Asked(1.0, 0.25), Asked(1.0, 0.5)]) == [1.25, 1.5]
 
@@ -102,12 +103,21 @@ def test_nobody_is_lost_overtaken_or_early(asked: list[tuple[float, float]], acc
     """All leave, in the order of coming, no sooner than their own work allows; the process does one thing at a time."""
     asked = sorted(asked)
     work = FrontWork(accept_s=accept_s, request_s=0.01)
-    left = leaving(work, [Asked(at, accept_s + 0.01 + prompt, prompt) for at, prompt in asked])
+    left = leaving(work, [Asked(at, accept_s + 0.01, prompt) for at, prompt in asked])
     own = [accept_s + 0.01 + prompt for _, prompt in asked]
     assert left == sorted(left)
     assert all(end >= at + one - 1e-9 for end, (at, _), one in zip(left, asked, own, strict=True))
     assert left[-1] >= asked[0][0] + sum(own) - 1e-9
     assert left[-1] <= asked[-1][0] + sum(own) + 1e-9
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 2.0), st.floats(0.0, 0.2)), max_size=30), st.floats(0.0, 0.1))
+def test_told_beforehand_they_leave_as_they_do_one_by_one(asked: list[tuple[float, float]], accept_s: float) -> None:
+    asked = sorted(asked)
+    work = FrontWork(accept_s=accept_s, request_s=0.01)
+    one_by_one = leaving(work, [Asked(at, accept_s + 0.01, prompt) for at, prompt in asked])
+    columns = np.array(asked, dtype=float).reshape(-1, 2).T
+    assert leave_moments(columns[0], work.accept_s, work.request_s + columns[1]) == pytest.approx(one_by_one, abs=1e-9)
 
 
 def test_a_first_token_is_handed_out_after_those_of_its_step(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -147,3 +157,22 @@ def test_a_topology_may_say_what_its_front_end_takes() -> None:
     busy = {**server, "frontend": {**server["frontend"], "token_s": 0.05}, "step_time": {"base_s": 0.1}}
     found = simulate(Trace.from_columns([0.0, 9.0], [10] * 2, [200, 1]), busy).run.record
     assert found.first_token_s[1] - 9.0 == pytest.approx(0.6 + 0.15, abs=0.1)
+
+
+@pytest.mark.parametrize("arrivals", ["trace", "closed:4"])
+def test_every_engine_has_a_front_end_of_its_own(arrivals: str) -> None:
+    """Four requests at once: two behind each of two engines wait half as long as four behind one, known or not."""
+    moments = []
+    for workers in (1, 2):
+        server = {
+            "name": "servers",
+            "engine": "vllm",
+            "pools": [{"name": "all", "role": "colocated", "workers": workers}],
+            "step_time": {"base_s": 1e-6},
+            "frontend": {"before_s": 0.5, "accept_s": 0.2, "request_s": 0.1},
+            "kv_blocks": 100,
+        }
+        trace = Trace.from_columns([0.0] * 4, [10] * 4, [1] * 4)
+        moments.append(np.sort(simulate(trace, server, arrivals=arrivals).run.record.first_token_s))
+    assert moments[0] == pytest.approx([1.1, 1.2, 1.3, 1.4], abs=1e-4)
+    assert moments[1] == pytest.approx([0.7, 0.7, 0.8, 0.8], abs=1e-4)

@@ -309,7 +309,7 @@ class FaultDesk:
             attempts.lost_tokens[row] += made
         attempts.begin_anew(row)
         cluster.prefill_worker[row] = cluster.decode_worker[row] = -1
-        cluster.source.add(row, now + float(cluster.entry_before_s[row]))
+        cluster.source.add(row, now + float(cluster.front.way_s[row]))
 
     def withdraw(self, row: int, now: float) -> None:
         """Nobody waits for a request any more: whoever has a part of it forgets it."""
