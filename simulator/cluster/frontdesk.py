@@ -1,7 +1,8 @@
-"""The front end of an engine: one process through which every request and every token goes."""
+"""Front ends: processes through which every request and every token of an engine goes."""
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cluster.plan import WorkerPlan
-from simulator.cluster.processes import Clock, Sleeper, Worker
+from simulator.cluster.processes import Clock, LoadSource, Worker
 from simulator.compiled import compiled
 
 #: Seconds over which the share of time that tokens take is averaged.
@@ -44,13 +45,7 @@ class FrontWork:
         return max(before_s - self.accept_s - self.request_s, 0.0)
 
 
-@dataclass
-class _Waiting:
-    row: int
-    work_s: float  # left to do in turn
-
-
-class FrontDesk(Sleeper):
+class FrontDesk:
     """Lets requests through to their engine, by calling ``leave`` with a row and the moment.
 
     It is one process, an event loop: tokens go first; then what comes in is read, which it does for all that are there
@@ -61,61 +56,94 @@ class FrontDesk(Sleeper):
 
     def __init__(
         self,
-        clock: Clock,
         work: FrontWork,
         prompt_s: NDArray[np.float64],
         tokens: Callable[[float], int],
         leave: Callable[[int, float], None],
     ) -> None:
-        self._work, self._prompt_s, self._tokens, self._leave = work, prompt_s, tokens, leave
+        self._work, self._tokens, self._leave = work, tokens, leave
+        self._in_turn_s = (work.request_s + prompt_s).tolist()
         self._now_s, self._looked_s, self._seen_tokens = 0.0, 0.0, 0
         self._reading_s = 0.0  # work for what has come in, not yet done
-        self._line: deque[_Waiting] = deque()
+        self._line: deque[int] = deque()  # rows
+        self._first_s = 0.0  # work left for the first of them
         self._share = 0.0  # of its time that tokens take
-        super().__init__(clock)
 
     def come(self, row: int, now: float) -> None:
         """A request has come in."""
-        self._pass(now)
+        self.serve(now)
         self._reading_s += self._work.accept_s
-        self._line.append(_Waiting(row, self._work.request_s + float(self._prompt_s[row])))
-        self.reconsider()
+        if not self._line:
+            self._first_s = self._in_turn_s[row]
+        self._line.append(row)
 
     def next_s(self) -> float:
+        """When the first of the line leaves, unless more comes in."""
         if not self._line:
-            return float("inf")
-        return self._now_s + (self._reading_s + self._line[0].work_s) / (1.0 - self._share)
+            return math.inf
+        return self._now_s + (self._reading_s + self._first_s) / (1.0 - self._share)
 
-    def get_up(self, now: float) -> None:
-        self._pass(now)
-
-    def _pass(self, now: float) -> None:
+    def serve(self, now: float) -> None:
         """Do what is done by ``now``, and let go who is served."""
-        self._look(now)
-        left_s = max(now - self._now_s, 0.0) * (1.0 - self._share)
-        self._now_s = max(now, self._now_s)
+        if self._work.token_s > 0.0 and now - self._looked_s >= LOOK_S:
+            self._look(now)
+        left_s = (now - self._now_s) * (1.0 - self._share)
+        self._now_s = now
+        line = self._line
+        if not line:  # what there is to read belongs to somebody in line
+            return
         read_s = min(left_s, self._reading_s)
         self._reading_s -= read_s
         left_s -= read_s
-        line = self._line
         while line and self._reading_s <= _DONE_S:
-            served_s = min(left_s, line[0].work_s)
-            line[0].work_s -= served_s
-            left_s -= served_s
-            if line[0].work_s > _DONE_S:
+            if self._first_s > left_s + _DONE_S:
+                self._first_s -= left_s
                 break
-            done = line.popleft()
-            self._leave(done.row, self._now_s)
+            left_s -= self._first_s
+            row = line.popleft()
+            self._first_s = self._in_turn_s[line[0]] if line else 0.0
+            self._leave(row, now)
 
     def _look(self, now: float) -> None:
         """How much of its time tokens take."""
-        passed = now - self._looked_s
-        if self._work.token_s == 0.0 or passed < LOOK_S:
-            return
-        tokens = self._tokens(now)
+        passed, tokens = now - self._looked_s, self._tokens(now)
         busy = min((tokens - self._seen_tokens) * self._work.token_s / passed, MOST_FOR_TOKENS)
         self._share += (busy - self._share) * -math.expm1(-passed / SMOOTHING_S)
         self._looked_s, self._seen_tokens = now, tokens
+
+
+class FrontDoor(LoadSource):
+    """Requests and the moments at which they come to front ends, in turn, and when they leave them.
+
+    All desks in one process: as long as nothing else happens in between, it goes on without an event of the clock.
+    """
+
+    def __init__(self, clock: Clock, desks: Sequence[FrontDesk], times_s: list[float], rows: list[int]) -> None:
+        self._desks, self._turn = desks, 0
+        self._due: list[tuple[float, int]] = []  # when a desk is to be looked at; some find that it is too early
+        super().__init__(clock, times_s, rows, self._come)
+
+    def next_s(self) -> float:
+        coming = super().next_s()
+        return min(coming, self._due[0][0]) if self._due else coming
+
+    def get_up(self, now: float) -> None:
+        super().get_up(now)
+        while self._due and self._due[0][0] <= now:
+            _, turn = heapq.heappop(self._due)
+            self._desks[turn].serve(now)
+            self._look_again(turn)
+
+    def _come(self, row: int, now: float) -> None:
+        turn = self._turn
+        self._turn = (turn + 1) % len(self._desks)
+        self._desks[turn].come(row, now)
+        self._look_again(turn)
+
+    def _look_again(self, turn: int) -> None:
+        due_s = self._desks[turn].next_s()
+        if due_s < math.inf:
+            heapq.heappush(self._due, (due_s, turn))
 
 
 @compiled
@@ -165,34 +193,27 @@ class FrontEnds:
         self.before_s = first.frontend_before_s + self._prompt_s
         rest_s = self.work.rest_s(first.frontend_before_s)
         self.way_s = np.full(len(input_tokens), rest_s) if self.work.queues else self.before_s
-        self._enter = enter
+        self._clock, self._enter = clock, enter
         self._desks = [
-            FrontDesk(clock, self.work, self._prompt_s, partial(_tokens_sent, worker), enter) for worker, _ in entries
+            FrontDesk(self.work, self._prompt_s, partial(_tokens_sent, worker), enter) for worker, _ in entries
         ]
-        self._turn = 0
         # where nothing is left to chance, who waits how long is worked out at once
         self._one_by_one = self.work.queues and not (known and token_s == 0.0)
 
-    def first(self, sent_s: NDArray[np.float64], rows: NDArray[np.int64]) -> tuple[list[float], list[int]]:
-        """The moments at which ``come`` is to be called for requests sent at ``sent_s``, in order, and their rows."""
+    def open(self, sent_s: NDArray[np.float64], rows: NDArray[np.int64]) -> LoadSource:
+        """Lets in requests sent at ``sent_s``; further ones may be added ``way_s`` after they are sent."""
         moments = sent_s + self.way_s[rows]
         order = np.argsort(moments, kind="stable")  # a long prompt may be overtaken by short ones
         moments, rows = moments[order], rows[order]
-        if self.work.queues and not self._one_by_one:
+        if self._one_by_one:
+            return FrontDoor(self._clock, self._desks, moments.tolist(), rows.tolist())
+        if self.work.queues:
             in_turn_s, count = self.work.request_s + self._prompt_s[rows], len(self._desks)
             for k in range(count):
                 moments[k::count] = leave_moments(moments[k::count], self.work.accept_s, in_turn_s[k::count])
             order = np.argsort(moments, kind="stable")
             moments, rows = moments[order], rows[order]
-        return moments.tolist(), rows.tolist()
-
-    def come(self, row: int, now: float) -> None:
-        """A request comes to where it may wait; or is through, where nobody does or that has been worked out."""
-        if not self._one_by_one:
-            self._enter(row, now)
-            return
-        self._desks[self._turn].come(row, now)
-        self._turn = (self._turn + 1) % len(self._desks)
+        return LoadSource(self._clock, moments.tolist(), rows.tolist(), self._enter)
 
 
 def _tokens_sent(worker: Worker, now: float) -> int:

@@ -21,7 +21,7 @@ from simulator.cluster.handover import Handover, HandoverColumns, Rooms, protoco
 from simulator.cluster.limits import LimitError, Limits, Watch
 from simulator.cluster.plan import ClusterPlan, WorkerPlan
 from simulator.cluster.prepare import allowed_output, content_columns, followers, misfits, private_rows
-from simulator.cluster.processes import Agenda, Clock, LoadSource, Transfers, Worker
+from simulator.cluster.processes import Agenda, Clock, Transfers, Worker
 from simulator.cluster.result import COMPLETED, FAILED, REJECTED, UNFINISHED
 from simulator.cluster.routers import Decision, Prompts
 from simulator.cluster.routing_checks import is_lending
@@ -82,7 +82,8 @@ class Cluster:
         self.handover = self._handover()
         self._check_fit()
         self._sent = 0
-        self.source = LoadSource(self.clock, *self._first_arrivals(), self.front.come)
+        first = self._first_rows()
+        self.source = self.front.open(self.arrival_s[first], first)
         self._expect_faults()
 
     def run(self) -> None:
@@ -220,9 +221,8 @@ class Cluster:
 
     # Setting up
 
-    def _first_arrivals(self) -> tuple[list[float], list[int]]:
-        """Moments at which the requests that wait for no other leave the front end (or reach it, where they can queue
-        there), in order, and their rows."""
+    def _first_rows(self) -> NDArray[np.int64]:
+        """The requests that wait for no other."""
         rows = np.arange(len(self.trace))
         if self._follows:
             rows = rows[~np.isin(rows, list(self._follows.values()))]
@@ -230,7 +230,7 @@ class Cluster:
             self._queue = rows[self._clients :][::-1].tolist()
             rows = rows[: self._clients]
             self.arrival_s[rows] = 0.0
-        return self.front.first(self.arrival_s[rows], rows)
+        return rows
 
     @property
     def lengths(self) -> tuple[list[int], list[int]]:

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.api import simulate
-from simulator.cluster.frontdesk import MOST_FOR_TOKENS, FrontDesk, FrontWork, leave_moments
-from simulator.cluster.processes import Clock, LoadSource
+from simulator.cluster.frontdesk import MOST_FOR_TOKENS, FrontDesk, FrontDoor, FrontWork, leave_moments
+from simulator.cluster.processes import Clock
 from simulator.workload.trace import Trace
 
 PER_TOKEN_S = 1e-3
@@ -62,8 +62,8 @@ def leaving(work: FrontWork, asked: list[Asked], tokens_per_s: float = 0.0) -> l
         left[row] = now
 
     prompt_s = np.array([one.prompt_s for one in asked])
-    desk = FrontDesk(clock, work, prompt_s, lambda now: int(tokens_per_s * now), leave)
-    door = LoadSource(clock, [], [], desk.come)
+    desk = FrontDesk(work, prompt_s, lambda now: int(tokens_per_s * now), leave)
+    door = FrontDoor(clock, [desk], [], [])
     for row, one in enumerate(asked):
         door.add(row, one.at_s + work.rest_s(one.before_s))
     clock.run()
