@@ -53,3 +53,18 @@ class Operator:
             return self.time(np.minimum(counts, most)).times(np.maximum(counts, most) / most)
 
         return replace(self, time=time)
+
+    def no_slower_for_more(self, ranks: int) -> Operator:
+        """A product that a step does not run at the power limit, as the loop that measured it did with many rows: each
+        token (of ``ranks`` that share them) takes no longer than with so many rows as ran at full clocks, or twice that.
+        """
+        rows = power_limit().full_clock_rows * ranks
+
+        def time(counts: Floats) -> Time:
+            found = self.time(counts)
+            for most in (float(rows), 2.0 * rows):
+                spread = self.time(np.minimum(counts, most)).times(np.maximum(counts, most) / most)
+                found = either(found.seconds <= spread.seconds, found, spread)
+            return found
+
+        return replace(self, time=time)

@@ -97,7 +97,9 @@ class Parts:
         if form.weight_bytes < BF16 and kind == "bf16":
             origin = f"derived: {kernel.name} with {stored} weights widened in registers"
         product = Operator(name, launches, time, origin)
-        return product.at_full_clocks(self.parallel.dp) if self.costs.power_limit else product
+        if self.costs.power_limit:
+            return product.at_full_clocks(self.parallel.dp)
+        return product.no_slower_for_more(self.parallel.dp) if arithmetic in self.costs.full_clock_formats else product
 
     def stream(self, name: str, launches: float, bytes_per_token: float) -> Operator:
         """A memory-bound pass over the tokens of one rank."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,28 @@ def test_products_beyond_the_rows_that_ran_at_full_clocks_take_as_long_a_row() -
     one, two = product.total(np.array([rows, 2 * rows])).seconds
     assert two == pytest.approx(2 * one)
     assert product.total(np.array([rows / 2])).seconds[0] > 0.45 * one
+
+
+def test_formats_that_never_meet_the_limit_are_not_charged_for_the_loop_that_did() -> None:
+    """Products in nvfp4 on a B200: 16,384 wide, the tables' rows of 8,192 tokens take a fifth longer each."""
+    costs = load_engine_costs("tensorrt-llm")
+    precision = Precision(weights="nvfp4")
+    step = Step(load_model("llama-3.1-70b"), load_gpu("b200_sxm"), precision, Parallel(), costs)
+    held = Step(step.model, step.gpu, precision, Parallel(), replace(costs, full_clock_formats=()))
+    rows = float(power_limit().full_clock_rows)
+    counts = np.array([1.0, 64.0, rows / 2, rows, 2 * rows, 4 * rows, 7 * rows])
+    for name in ("MLP gate and up", "MLP down", "qkv projection"):
+        found, before = (
+            next(op for op in one.token_operators if op.name == name).total(counts).seconds for one in (step, held)
+        )
+        assert found[:4] == pytest.approx(before[:4])
+        assert np.all(found <= before * (1 + 1e-12))
+        each = found / counts
+        assert np.all(each[5:] <= min(each[3], each[4]) * (1 + 1e-9))
+        assert np.all(np.diff(found) >= 0)
+    gate_up = [next(op for op in one.token_operators if op.name == "MLP gate and up") for one in (step, held)]
+    found, before = (op.total(np.array([4 * rows])).seconds[0] for op in gate_up)
+    assert 0.75 < found / before < 0.95
 
 
 def test_choosing_a_token_takes_time_for_each_logit() -> None:
