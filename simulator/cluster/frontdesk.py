@@ -116,10 +116,19 @@ class FrontDoor(LoadSource):
     """Requests and the moments at which they come to front ends, in turn, and when they leave them.
 
     All desks in one process: as long as nothing else happens in between, it goes on without an event of the clock.
+    ``reachable``: which desks there are now, by position, where they come and go.
     """
 
-    def __init__(self, clock: Clock, desks: Sequence[FrontDesk], times_s: list[float], rows: list[int]) -> None:
-        self._desks, self._turn = desks, 0
+    def __init__(
+        self,
+        clock: Clock,
+        desks: Sequence[FrontDesk],
+        times_s: list[float],
+        rows: list[int],
+        reachable: Callable[[], Sequence[int]] | None = None,
+    ) -> None:
+        self._desks, self._turn, self._reachable = desks, 0, reachable
+        self._all = range(len(desks))
         self._due: list[tuple[float, int]] = []  # when a desk is to be looked at; some find that it is too early
         super().__init__(clock, times_s, rows, self._come)
 
@@ -135,8 +144,9 @@ class FrontDoor(LoadSource):
             self._look_again(turn)
 
     def _come(self, row: int, now: float) -> None:
-        turn = self._turn
-        self._turn = (turn + 1) % len(self._desks)
+        there = self._all if self._reachable is None else self._reachable() or self._all
+        turn = there[self._turn % len(there)]
+        self._turn += 1
         self._desks[turn].come(row, now)
         self._look_again(turn)
 
@@ -174,6 +184,7 @@ class FrontEnds:
     By row, in seconds: ``before_s``, from the client's sending until an engine hears of a request that waits for
     nobody; ``way_s``, the part of it until the request comes to where it may wait (all of it where it cannot).
     ``known``: whether all moments of sending are known beforehand. ``enter``: called with a row that is through.
+    ``reachable``: indexes of the engines that there are now, where they come and go.
     """
 
     def __init__(
@@ -184,6 +195,7 @@ class FrontEnds:
         input_tokens: NDArray[np.int64],
         known: bool,
         enter: Callable[[int, float], None],
+        reachable: Callable[[], Sequence[int]] | None,
     ) -> None:
         entries = [(worker, plan) for worker, plan in zip(workers, plans, strict=True) if plan.role != "decode"]
         first = entries[0][1]
@@ -193,7 +205,8 @@ class FrontEnds:
         self.before_s = first.frontend_before_s + self._prompt_s
         rest_s = self.work.rest_s(first.frontend_before_s)
         self.way_s = np.full(len(input_tokens), rest_s) if self.work.queues else self.before_s
-        self._clock, self._enter = clock, enter
+        self._clock, self._enter, self._reachable = clock, enter, reachable
+        self._position = {worker.index: i for i, (worker, _) in enumerate(entries)}
         self._desks = [
             FrontDesk(self.work, self._prompt_s, partial(_tokens_sent, worker), enter) for worker, _ in entries
         ]
@@ -206,7 +219,8 @@ class FrontEnds:
         order = np.argsort(moments, kind="stable")  # a long prompt may be overtaken by short ones
         moments, rows = moments[order], rows[order]
         if self._one_by_one:
-            return FrontDoor(self._clock, self._desks, moments.tolist(), rows.tolist())
+            there = None if self._reachable is None else partial(self._desks_of, self._reachable)
+            return FrontDoor(self._clock, self._desks, moments.tolist(), rows.tolist(), there)
         if self.work.queues:
             in_turn_s, count = self.work.request_s + self._prompt_s[rows], len(self._desks)
             for k in range(count):
@@ -214,6 +228,9 @@ class FrontEnds:
             order = np.argsort(moments, kind="stable")
             moments, rows = moments[order], rows[order]
         return LoadSource(self._clock, moments.tolist(), rows.tolist(), self._enter)
+
+    def _desks_of(self, workers: Callable[[], Sequence[int]]) -> list[int]:
+        return [self._position[index] for index in workers()]
 
 
 def _tokens_sent(worker: Worker, now: float) -> int:

@@ -78,7 +78,8 @@ class Cluster:
         self.caches = self._caches(prompts)
         self.faults: FaultDesk | None = None
         known = not (self._clients or self._follows or plan.faults)
-        self.front = FrontEnds(self.clock, plan.workers, self.workers, trace.input_tokens, known, self.enter)
+        there = None if plan.faults is None else lambda: [worker.index for worker in self.dispatch.entry.workers]
+        self.front = FrontEnds(self.clock, plan.workers, self.workers, trace.input_tokens, known, self.enter, there)
         self.handover = self._handover()
         self._check_fit()
         self._sent = 0

@@ -55,8 +55,8 @@ class Operator:
         return replace(self, time=time)
 
     def no_slower_for_more(self, ranks: int) -> Operator:
-        """A product that a step does not run at the power limit, as the loop that measured it did with many rows: each
-        token (of ``ranks`` that share them) takes no longer than with so many rows as ran at full clocks, or twice that.
+        """A product that a step does not run at the power limit, as the loop that measured it did with many rows: no
+        token (of those that ``ranks`` share) takes longer than with as many as ran at full clocks, or twice that.
         """
         rows = power_limit().full_clock_rows * ranks
 

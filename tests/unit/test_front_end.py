@@ -177,3 +177,20 @@ def test_every_engine_has_a_front_end_of_its_own(arrivals: str) -> None:
         moments.append(np.sort(simulate(trace, server, arrivals=arrivals).run.record.first_token_s))
     assert moments[0] == pytest.approx([1.1, 1.2, 1.3, 1.4], abs=1e-4)
     assert moments[1] == pytest.approx([0.7, 0.7, 0.8, 0.8], abs=1e-4)
+
+
+def test_front_ends_of_engines_that_are_gone_take_nobody() -> None:
+    """One of two engines dies at 2.0 s: four requests at 3.0 s wait behind one front end."""
+    server = {
+        "name": "servers",
+        "engine": "vllm",
+        "pools": [{"name": "all", "role": "colocated", "workers": 2}],
+        "step_time": {"base_s": 1e-6},
+        "frontend": {"before_s": 0.5, "accept_s": 0.2, "request_s": 0.1},
+        "kv_blocks": 100,
+    }
+    trace = Trace.from_columns([3.0] * 4, [10] * 4, [1] * 4)
+    dies = {"events": [{"kind": "crash", "worker": "all-1", "at_s": 2.0}]}
+    found = [np.sort(simulate(trace, {**server, **more}).run.record.first_token_s) for more in ({}, {"faults": dies})]
+    assert found[0] == pytest.approx([3.7, 3.7, 3.8, 3.8], abs=1e-4)
+    assert found[1] == pytest.approx([4.1, 4.2, 4.3, 4.4], abs=1e-4)
