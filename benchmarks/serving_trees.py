@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from serving_scatter import DEPLOYMENT, METRICS, errors_of
 
-WORDS = ["backend", "backend_version", "origin", "mode", "model", "system", "precision", "engines"]
+WORDS = [name for name in DEPLOYMENT if name != "engines"]
 NUMBERS = ["isl", "osl", "concurrency", "simulated_ttft_mean_ms", "simulated_tpot_mean_ms"]
 #: How the engines of a row are parallel, read from its words.
 DEGREES = ("tp", "dp", "ep", "prefill", "decode")
@@ -27,7 +27,7 @@ FOLDS, REPEATS, MOST = 10, 5, 0.7
 
 def features_of(rows: pd.DataFrame) -> pd.DataFrame:
     """Numbers for all that a row states: words as codes, the others as logarithms."""
-    found = pd.DataFrame({name: rows[name].astype("category").cat.codes for name in WORDS if name != "engines"})
+    found = pd.DataFrame({name: rows[name].astype("category").cat.codes for name in WORDS})
     for name in NUMBERS:
         found[name] = np.log2(rows[name].astype(float))
     for name in DEGREES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,19 +50,18 @@ class FrontDesk:
 
     It is one process, an event loop: tokens go first; then what comes in is read, which it does for all that are there
     before it goes on with any of them; what time is left serves requests in the order in which they came. So the first
-    of a burst leaves after all of it has been read. ``prompt_s``: seconds of work on each row's prompt (tokenising).
-    ``tokens``: how many have been sent by a moment.
+    of a burst leaves after all of it has been read. ``in_turn_s``: seconds of that last work, by row (tokenising and
+    passing on). ``tokens``: how many have been sent by a moment.
     """
 
     def __init__(
         self,
         work: FrontWork,
-        prompt_s: NDArray[np.float64],
+        in_turn_s: Sequence[float],
         tokens: Callable[[float], int],
         leave: Callable[[int, float], None],
     ) -> None:
-        self._work, self._tokens, self._leave = work, tokens, leave
-        self._in_turn_s = (work.request_s + prompt_s).tolist()
+        self._work, self._in_turn_s, self._tokens, self._leave = work, in_turn_s, tokens, leave
         self._now_s, self._looked_s, self._seen_tokens = 0.0, 0.0, 0
         self._reading_s = 0.0  # work for what has come in, not yet done
         self._line: deque[int] = deque()  # rows
@@ -116,19 +115,19 @@ class FrontDoor(LoadSource):
     """Requests and the moments at which they come to front ends, in turn, and when they leave them.
 
     All desks in one process: as long as nothing else happens in between, it goes on without an event of the clock.
-    ``reachable``: which desks there are now, by position, where they come and go.
+    ``desks``: by the index of their engine. ``reachable``: which of them there are now, where they come and go.
     """
 
     def __init__(
         self,
         clock: Clock,
-        desks: Sequence[FrontDesk],
+        desks: Mapping[int, FrontDesk],
         times_s: list[float],
         rows: list[int],
         reachable: Callable[[], Sequence[int]] | None = None,
     ) -> None:
         self._desks, self._turn, self._reachable = desks, 0, reachable
-        self._all = range(len(desks))
+        self._all = list(desks)
         self._due: list[tuple[float, int]] = []  # when a desk is to be looked at; some find that it is too early
         super().__init__(clock, times_s, rows, self._come)
 
@@ -139,21 +138,21 @@ class FrontDoor(LoadSource):
     def get_up(self, now: float) -> None:
         super().get_up(now)
         while self._due and self._due[0][0] <= now:
-            _, turn = heapq.heappop(self._due)
-            self._desks[turn].serve(now)
-            self._look_again(turn)
+            _, index = heapq.heappop(self._due)
+            self._desks[index].serve(now)
+            self._look_again(index)
 
     def _come(self, row: int, now: float) -> None:
         there = self._all if self._reachable is None else self._reachable() or self._all
-        turn = there[self._turn % len(there)]
+        index = there[self._turn % len(there)]
         self._turn += 1
-        self._desks[turn].come(row, now)
-        self._look_again(turn)
+        self._desks[index].come(row, now)
+        self._look_again(index)
 
-    def _look_again(self, turn: int) -> None:
-        due_s = self._desks[turn].next_s()
+    def _look_again(self, index: int) -> None:
+        due_s = self._desks[index].next_s()
         if due_s < math.inf:
-            heapq.heappush(self._due, (due_s, turn))
+            heapq.heappush(self._due, (due_s, index))
 
 
 @compiled
@@ -197,19 +196,16 @@ class FrontEnds:
         enter: Callable[[int, float], None],
         reachable: Callable[[], Sequence[int]] | None,
     ) -> None:
-        entries = [(worker, plan) for worker, plan in zip(workers, plans, strict=True) if plan.role != "decode"]
-        first = entries[0][1]
+        first = next(plan for plan in plans if plan.role != "decode")
         token_s = 0.0 if first.role == "prefill" else first.frontend_token_s  # there, others send the tokens
         self.work = FrontWork(first.frontend_accept_s, first.frontend_request_s, token_s)
-        self._prompt_s = first.frontend_prompt_token_s * input_tokens.astype(np.float64)
-        self.before_s = first.frontend_before_s + self._prompt_s
+        prompt_s = first.frontend_prompt_token_s * input_tokens.astype(np.float64)
+        self._in_turn_s = self.work.request_s + prompt_s
+        self.before_s = first.frontend_before_s + prompt_s
         rest_s = self.work.rest_s(first.frontend_before_s)
         self.way_s = np.full(len(input_tokens), rest_s) if self.work.queues else self.before_s
         self._clock, self._enter, self._reachable = clock, enter, reachable
-        self._position = {worker.index: i for i, (worker, _) in enumerate(entries)}
-        self._desks = [
-            FrontDesk(self.work, self._prompt_s, partial(_tokens_sent, worker), enter) for worker, _ in entries
-        ]
+        self._workers = [worker for worker, plan in zip(workers, plans, strict=True) if plan.role != "decode"]
         # where nothing is left to chance, who waits how long is worked out at once
         self._one_by_one = self.work.queues and not (known and token_s == 0.0)
 
@@ -219,18 +215,21 @@ class FrontEnds:
         order = np.argsort(moments, kind="stable")  # a long prompt may be overtaken by short ones
         moments, rows = moments[order], rows[order]
         if self._one_by_one:
-            there = None if self._reachable is None else partial(self._desks_of, self._reachable)
-            return FrontDoor(self._clock, self._desks, moments.tolist(), rows.tolist(), there)
+            return FrontDoor(self._clock, self._desks(), moments.tolist(), rows.tolist(), self._reachable)
         if self.work.queues:
-            in_turn_s, count = self.work.request_s + self._prompt_s[rows], len(self._desks)
+            in_turn_s, count = self._in_turn_s[rows], len(self._workers)
             for k in range(count):
                 moments[k::count] = leave_moments(moments[k::count], self.work.accept_s, in_turn_s[k::count])
             order = np.argsort(moments, kind="stable")
             moments, rows = moments[order], rows[order]
         return LoadSource(self._clock, moments.tolist(), rows.tolist(), self._enter)
 
-    def _desks_of(self, workers: Callable[[], Sequence[int]]) -> list[int]:
-        return [self._position[index] for index in workers()]
+    def _desks(self) -> dict[int, FrontDesk]:
+        in_turn_s = self._in_turn_s.tolist()  # one list for all: a row may come to any of them
+        return {
+            worker.index: FrontDesk(self.work, in_turn_s, partial(_tokens_sent, worker), self._enter)
+            for worker in self._workers
+        }
 
 
 def _tokens_sent(worker: Worker, now: float) -> int:

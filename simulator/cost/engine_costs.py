@@ -152,10 +152,11 @@ class EngineCosts:
     way. ``frontend_s``: per request before it is first scheduled, and ``frontend_prompt_token_s`` for each token of
     its prompt (parsing, tokenising, passing on); ``detokenise_s``: from a token's step to the client, and
     ``deliver_token_s`` for each token of the step that is handed out before it: a new request's is the last.
-    ``frontend_request_s``, ``frontend_token_s``: of these, the work of one process for a request and for a token,
-    which others wait for. ``decode_graph_sizes``: batch sizes a pure decode step is padded to. ``fused_quantisation``:
-    activations are quantised inside the kernel before, not by a pass of their own (but for fp8_block, which always has
-    one): behind a norm, behind an all-reduce that the norm is part of, behind attention, behind the activation.
+    ``frontend_accept_s``, ``frontend_request_s``, ``frontend_token_s``: of these, the work of one process for reading a
+    request, for passing it on and for a token, which others wait for. ``decode_graph_sizes``: batch sizes a pure decode
+    step is padded to. ``fused_quantisation``: activations are quantised inside the kernel before, not by a pass of
+    their own (but for fp8_block, which always has one): behind a norm, behind an all-reduce that the norm is part of,
+    behind attention, behind the activation.
     ``fused_norm_all_reduce``: the norm after an all-reduce is part of it, for messages of ``fused_norm_bytes`` at most
     (by ranks: of the largest number that is not above the engine's; none stated: of any size), and these run
     ``fused_all_reduce`` (the engine's own where that is empty). ``gemm_kernels``: by format, whose GEMMs it runs where

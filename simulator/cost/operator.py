@@ -47,24 +47,27 @@ class Operator:
     def at_full_clocks(self, ranks: int) -> Operator:
         """A product whose table rows beyond some count were measured at the power limit: more tokens (shared by
         ``ranks``) take as long for each as that count."""
-        most = float(power_limit().full_clock_rows * ranks)
-
-        def time(counts: Floats) -> Time:
-            return self.time(np.minimum(counts, most)).times(np.maximum(counts, most) / most)
-
-        return replace(self, time=time)
+        return self._as_so_many(float(power_limit().full_clock_rows * ranks))
 
     def no_slower_for_more(self, ranks: int) -> Operator:
         """A product that a step does not run at the power limit, as the loop that measured it did with many rows: no
         token (of those that ``ranks`` share) takes longer than with as many as ran at full clocks, or twice that.
         """
-        rows = power_limit().full_clock_rows * ranks
+        rows = float(power_limit().full_clock_rows * ranks)
 
         def time(counts: Floats) -> Time:
             found = self.time(counts)
-            for most in (float(rows), 2.0 * rows):
-                spread = self.time(np.minimum(counts, most)).times(np.maximum(counts, most) / most)
+            for most in (rows, 2.0 * rows):
+                spread = self._as_so_many(most).time(counts)
                 found = either(found.seconds <= spread.seconds, found, spread)
             return found
+
+        return replace(self, time=time)
+
+    def _as_so_many(self, most: float) -> Operator:
+        """The same kernel, but that more than ``most`` take as long for each as ``most`` do."""
+
+        def time(counts: Floats) -> Time:
+            return self.time(np.minimum(counts, most)).times(np.maximum(counts, most) / most)
 
         return replace(self, time=time)

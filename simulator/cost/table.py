@@ -266,7 +266,7 @@ def chunk_attention_seconds(cost, new, past):  # type: ignore[no-untyped-def]
 @compiled
 def affine_work_seconds(cost, tokens):  # type: ignore[no-untyped-def]
     """Reading the weights and the arithmetic of ``tokens`` tokens beside it, of an explicit step time."""
-    work = cost.per_token_s * tokens
+    work = cost.per_token_s * tokens  # without weights to the last bit, as exact cases have it
     return math.sqrt(work * work + cost.weights_s * cost.weights_s) if cost.weights_s > 0.0 else work
 
 

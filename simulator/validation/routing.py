@@ -32,8 +32,10 @@ _NEEDED = ("stage", "kind", "batch", "context_tokens", "p50")
 
 def profile_of(row: Mapping[str, Any], gpu: str, folder: Path, place: str) -> str:
     """The engine profile of a run: by what its row states, else by what its stage's decode steps say."""
+    if not pd.isna(row.get("engine_profile")):
+        return str(row["engine_profile"])
     stated = row.get(COLUMN)
-    if stated is not None and not pd.isna(stated):
+    if not pd.isna(stated):
         if str(stated) not in PROFILES:
             raise InputError(unknown(f"{place}: {COLUMN}", "routing", stated, PROFILES))
         return PROFILES[str(stated)]

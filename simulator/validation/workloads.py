@@ -115,26 +115,20 @@ def workload_topology(row: Mapping[str, Any], place: str, folder: Path) -> dict[
     return {
         "name": f"{row['stage']}.{row['workload']}",
         "model": str(row["model"]),
-        "engine": {"profile": _stated(row, "engine_profile") or profile_of(row, gpu, folder, place), **engine},
+        "engine": {"profile": profile_of(row, gpu, folder, place), **engine},
         "host": host_of(row, gpu, place),
         "pools": [{"name": "engine", "role": "colocated", "gpu": gpu}],
     }
 
 
-def _stated(row: Mapping[str, Any], name: str) -> str | None:
-    """The text of a column that need not be there, nor filled in."""
-    found = row.get(name)
-    return None if found is None or pd.isna(found) else str(found)
-
-
 def _arrivals(row: Mapping[str, Any], place: str) -> Arrivals:
-    clients = None if _stated(row, "clients") is None else _whole(row, "clients", place)
+    clients = _whole(row, "clients", place)
     return Arrivals() if clients is None else Arrivals("closed", clients=clients)
 
 
 def _whole(row: Mapping[str, Any], name: str, place: str) -> int | None:
-    """A whole number; None, the engine's default, where the cell is empty."""
-    if pd.isna(row[name]):
+    """A whole number; None, the engine's default, where the cell is empty or there is no such column."""
+    if pd.isna(row.get(name)):
         return None
     found = pd.to_numeric(row[name], errors="coerce")
     if not found >= 1 or found != int(found):

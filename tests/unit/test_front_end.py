@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -61,9 +61,9 @@ def leaving(work: FrontWork, asked: list[Asked], tokens_per_s: float = 0.0) -> l
     def leave(row: int, now: float) -> None:
         left[row] = now
 
-    prompt_s = np.array([one.prompt_s for one in asked])
-    desk = FrontDesk(work, prompt_s, lambda now: int(tokens_per_s * now), leave)
-    door = FrontDoor(clock, [desk], [], [])
+    in_turn_s = [work.request_s + one.prompt_s for one in asked]
+    desk = FrontDesk(work, in_turn_s, lambda now: int(tokens_per_s * now), leave)
+    door = FrontDoor(clock, {0: desk}, [], [])
     for row, one in enumerate(asked):
         door.add(row, one.at_s + work.rest_s(one.before_s))
     clock.run()
@@ -140,16 +140,21 @@ def test_a_first_token_is_handed_out_after_those_of_its_step(tmp_path) -> None: 
     assert (found.last_token_s >= found.first_token_s).all()
 
 
-def test_a_topology_may_say_what_its_front_end_takes() -> None:
-    """Three requests at once: 0.2 s of reading each, then 0.1 s each on its way, to an engine of no delay."""
-    server = {
-        "name": "server",
+def servers(workers: int, before_s: float = 0.5) -> dict[str, Any]:
+    """Engines of no delay, each behind a front end that reads for 0.2 s and passes on for 0.1 s."""
+    return {
+        "name": "servers",
         "engine": "vllm",
-        "pools": [{"name": "one", "role": "colocated"}],
+        "pools": [{"name": "all", "role": "colocated", "workers": workers}],
         "step_time": {"base_s": 1e-6},
-        "frontend": {"before_s": 0.3, "accept_s": 0.2, "request_s": 0.1},
+        "frontend": {"before_s": before_s, "accept_s": 0.2, "request_s": 0.1},
         "kv_blocks": 100,
     }
+
+
+def test_a_topology_may_say_what_its_front_end_takes() -> None:
+    """Three requests at once: 0.2 s of reading each, then 0.1 s each on its way, to an engine of no delay."""
+    server = servers(1, before_s=0.3)
     found = simulate(Trace.from_columns([0.0] * 3, [10] * 3, [1] * 3), server).run.record
     assert np.sort(found.first_token_s) == pytest.approx([0.7, 0.8, 0.9], abs=1e-4)
     alone = simulate(Trace.from_columns([0.0], [10], [1]), server).run.record
@@ -163,34 +168,20 @@ def test_a_topology_may_say_what_its_front_end_takes() -> None:
 @pytest.mark.parametrize("arrivals", ["trace", "closed:4"])
 def test_every_engine_has_a_front_end_of_its_own(arrivals: str) -> None:
     """Four requests at once: two behind each of two engines wait half as long as four behind one, known or not."""
-    moments = []
-    for workers in (1, 2):
-        server = {
-            "name": "servers",
-            "engine": "vllm",
-            "pools": [{"name": "all", "role": "colocated", "workers": workers}],
-            "step_time": {"base_s": 1e-6},
-            "frontend": {"before_s": 0.5, "accept_s": 0.2, "request_s": 0.1},
-            "kv_blocks": 100,
-        }
-        trace = Trace.from_columns([0.0] * 4, [10] * 4, [1] * 4)
-        moments.append(np.sort(simulate(trace, server, arrivals=arrivals).run.record.first_token_s))
+    trace = Trace.from_columns([0.0] * 4, [10] * 4, [1] * 4)
+    moments = [
+        np.sort(simulate(trace, servers(workers), arrivals=arrivals).run.record.first_token_s) for workers in (1, 2)
+    ]
     assert moments[0] == pytest.approx([1.1, 1.2, 1.3, 1.4], abs=1e-4)
     assert moments[1] == pytest.approx([0.7, 0.7, 0.8, 0.8], abs=1e-4)
 
 
 def test_front_ends_of_engines_that_are_gone_take_nobody() -> None:
     """One of two engines dies at 2.0 s: four requests at 3.0 s wait behind one front end."""
-    server = {
-        "name": "servers",
-        "engine": "vllm",
-        "pools": [{"name": "all", "role": "colocated", "workers": 2}],
-        "step_time": {"base_s": 1e-6},
-        "frontend": {"before_s": 0.5, "accept_s": 0.2, "request_s": 0.1},
-        "kv_blocks": 100,
-    }
     trace = Trace.from_columns([3.0] * 4, [10] * 4, [1] * 4)
     dies = {"events": [{"kind": "crash", "worker": "all-1", "at_s": 2.0}]}
-    found = [np.sort(simulate(trace, {**server, **more}).run.record.first_token_s) for more in ({}, {"faults": dies})]
+    found = [
+        np.sort(simulate(trace, {**servers(2), **more}).run.record.first_token_s) for more in ({}, {"faults": dies})
+    ]
     assert found[0] == pytest.approx([3.7, 3.7, 3.8, 3.8], abs=1e-4)
     assert found[1] == pytest.approx([4.1, 4.2, 4.3, 4.4], abs=1e-4)
