@@ -150,15 +150,41 @@ def test_each_client_is_told_by_content(tmp_path: Path, client: str, text: str, 
     assert validate_run(run, SERVER).figure("ttft", "p50") is not None
 
 
+GOOD = json.loads(sglang(RUN, 4.0, None))
+
+
+@pytest.mark.parametrize(
+    ("said", "tokens"),
+    [
+        ({"dataset_name": "random-ids", "total_output_tokens_retokenized": 30}, [120, 72, 36]),
+        ({"dataset_name": "random-ids", "total_output_tokens_retokenized": 24}, [100, 60, 30]),
+        ({"dataset_name": "random-ids"}, [100, 60, 30]),
+        ({"dataset_name": "random-ids", "total_output_tokens_retokenized": float("nan")}, [100, 60, 30]),
+        ({"dataset_name": "sharegpt", "total_output_tokens_retokenized": 30}, [100, 60, 30]),
+    ],
+)
+def test_text_of_random_ids_is_tokenized_anew_by_the_server(tmp_path: Path, said: dict, tokens: list[int]) -> None:
+    path = tmp_path / "run.jsonl"
+    path.write_text(json.dumps({**GOOD, "total_output_tokens": 25, **said}))
+    run = read_measured(path)
+    assert run.input_tokens.tolist() == tokens
+    assert any("tokenizes anew: 1.2 tokens" in note for note in run.notes) == (tokens[0] == 120)
+
+
+def test_lengths_that_are_no_numbers_are_named_also_where_they_would_be_scaled(tmp_path: Path) -> None:
+    said = {"dataset_name": "random-ids", "total_output_tokens": 25, "total_output_tokens_retokenized": 30}
+    path = tmp_path / "run.jsonl"
+    path.write_text(json.dumps({**GOOD, **said, "input_lens": [1, "x", 2]}))
+    with pytest.raises(InputError, match="request 2: input_tokens: found 'x'"):
+        read_measured(path)
+
+
 def test_aiperf_says_in_its_summary_that_the_loop_was_closed(tmp_path: Path) -> None:
     (tmp_path / "profile_export.jsonl").write_text(aiperf_lines(RUN))
     summary = {"input_config": {"phases": [{"type": "concurrency", "concurrency": 2}]}}
     (tmp_path / "profile_export_aiperf.json").write_text(json.dumps(summary))
     run = read_measured(tmp_path)
     assert (run.load, run.clients) == ("closed", 2)
-
-
-GOOD = json.loads(sglang(RUN, 4.0, None))
 
 
 @pytest.mark.parametrize(
@@ -279,7 +305,8 @@ def test_quiet_runs_of_a_real_server_after_a_fit_on_its_calibration() -> None:
     server["engine"] = {**SERVER["engine"], "max_num_seqs": 32, "max_model_len": 2048, "block_size": 32}
     fit = fit_runs([read_measured(path) for path in calibration], load_topology(server), name="cpu")
     files = [f"vllm_bench/A_{name}.json.gz" for name in ("rate6", "conc8", "rate25_saturated")]
-    for name in (*files, "aiperf/A_rate5", "sglang_bench_serving/A_rate5.jsonl.gz"):
+    files += [f"sglang_bench_serving/A_{name}.jsonl.gz" for name in ("rate5", "conc8")]
+    for name in (*files, "aiperf/A_rate5"):
         found = validate_run(place / name, dict(fit.document))
         for metric in ("ttft", "tpot"):
             assert abs(found.figure(metric, "p50").error_percent) < 10, (name, metric)  # type: ignore[union-attr]
