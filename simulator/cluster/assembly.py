@@ -68,6 +68,8 @@ def _worker(pool: PoolPart, engine: Engine, index: int, number: int) -> WorkerPl
         frontend_accept_s=engine.frontend_accept_s,
         frontend_request_s=engine.frontend_request_s,
         frontend_token_s=engine.frontend_token_s,
+        frontend_answer_token_s=engine.frontend_answer_token_s,
+        frontend_merges=engine.frontend_merges,
         deliver_token_s=engine.deliver_token_s,
         memory=engine.memory,
     )

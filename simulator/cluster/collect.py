@@ -111,12 +111,21 @@ def _behind_s(cluster: Cluster) -> Floats:
     return found
 
 
+def _late_s(cluster: Cluster, made_s: Floats) -> Floats:
+    """Seconds that tokens made at these moments, one of each request, are late because front ends cannot keep up."""
+    maker, found = _last_worker(cluster), np.zeros_like(made_s)
+    for index in cluster.front.most_late_s():
+        rows = np.flatnonzero((maker == index) & ~np.isnan(made_s))
+        found[rows] = cluster.front.late_at(index, made_s[rows])
+    return found
+
+
 def _record(cluster: Cluster) -> RunRecord:
     desk, over, trace = cluster.desk, cluster.moved, cluster.trace
     sent_s = _after_s(cluster)
-    after = sent_s + _behind_s(cluster)
+    after = sent_s + _behind_s(cluster) + _late_s(cluster, desk.first_token_s)
     first = desk.first_token_s + after
-    last = np.maximum(desk.last_token_s + sent_s, first)
+    last = np.maximum(desk.last_token_s + sent_s + _late_s(cluster, desk.last_token_s), first)
     # some engines send the first token before the KV moves
     moved = ~np.isnan(over.read_end_s) & ~(desk.first_token_s <= desk.prefill_end_s)
     waited = over.wait_before_s + over.host_before_s

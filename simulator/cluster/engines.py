@@ -59,6 +59,8 @@ class Engine:
     frontend_accept_s: float = 0.0
     frontend_request_s: float = 0.0
     frontend_token_s: float = 0.0
+    frontend_answer_token_s: float = 0.0
+    frontend_merges: bool = False
     deliver_token_s: float = 0.0
 
     @property
@@ -244,6 +246,8 @@ def _with_costs(engine: Engine, topology: Topology, pool: PoolPart) -> Engine:
             frontend_accept_s=costs.frontend_accept_s,
             frontend_request_s=costs.frontend_request_s,
             frontend_token_s=costs.frontend_token_s,
+            frontend_answer_token_s=costs.frontend_answer_token_s,
+            frontend_merges=costs.frontend_merges,
             deliver_token_s=costs.deliver_token_s,
         )
     return _with_front_end(engine, topology.frontend)
@@ -252,7 +256,8 @@ def _with_costs(engine: Engine, topology: Topology, pool: PoolPart) -> Engine:
 def _with_front_end(engine: Engine, front: FrontendPart) -> Engine:
     """The engine with what the topology says of its front end."""
     said = {"before_s": front.before_s, "after_s": front.after_s} | {
-        f"frontend_{key}": getattr(front, key) for key in ("accept_s", "request_s", "token_s")
+        f"frontend_{key}": getattr(front, key)
+        for key in ("accept_s", "request_s", "token_s", "answer_token_s", "merges")
     }
     return replace(engine, **{key: value for key, value in said.items() if value is not None})
 

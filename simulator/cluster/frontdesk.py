@@ -22,6 +22,11 @@ SMOOTHING_S = 0.05
 LOOK_S = 0.02
 #: Of the front end's time, tokens never take more than this: requests still get through.
 MOST_FOR_TOKENS = 0.95
+#: Once tokens are late, an event loop takes turns: each of its rounds has one message of tokens, and moves every
+#: request that waits on by one stage (measured with SGLang 0.5.6: docs/sglang.md).
+SHARE_WHEN_LATE = 0.5
+#: Tokens that are later than this are worth a word.
+WORTH_SAYING_S = 0.1
 #: Work that is only a rounding error.
 _DONE_S = 1e-12
 
@@ -29,11 +34,13 @@ _DONE_S = 1e-12
 @dataclass(frozen=True)
 class FrontWork:
     """The front end's own work, in seconds: on a request as it comes (reading, parsing), on its way to the engine
-    (beside tokenising), and on a token sent to a client. All zero where nobody waits for anybody."""
+    (beside tokenising), and on a token sent to a client. All zero where nobody waits for anybody. ``merges``: tokens of
+    one answer that have not been sent when the next one comes go with it, so that none waits for long."""
 
     accept_s: float = 0.0
     request_s: float = 0.0
     token_s: float = 0.0
+    merges: bool = False
 
     @property
     def queues(self) -> bool:
@@ -45,22 +52,70 @@ class FrontWork:
         return max(before_s - self.accept_s - self.request_s, 0.0)
 
 
+class TokenLine:
+    """Tokens of one engine, which one process sends one after another, and how late they are.
+
+    A step's tokens come together and are sent until the next step ends; that is part of an engine's ordinary time from
+    a token to its client. Late is what comes beyond it, where the engine makes tokens faster than they are sent.
+    """
+
+    def __init__(self, token_s: float, merges: bool) -> None:
+        self._token_s, self._merges = token_s, merges
+        self._now_s, self._tokens, self._backlog_s, self.late_s = 0.0, 0, 0.0, 0.0
+        self._elsewhere_s = 0.0  # since then, for requests
+        self._moments, self._lates = [0.0], [0.0]
+
+    def look(self, now: float, tokens: int, decoding: int) -> float:
+        """Seconds by which tokens made ``now`` are late. ``tokens``: made since the run began; ``decoding``: sequences,
+        which is how many tokens a step makes."""
+        if self._merges or now <= self._now_s:
+            return self.late_s
+        made_s = (tokens - self._tokens) * self._token_s
+        given_s = max(0.0, now - self._now_s - self._elsewhere_s)
+        self._backlog_s = max(0.0, self._backlog_s + made_s - given_s)
+        self._elsewhere_s = 0.0
+        late_s = max(0.0, self._backlog_s - decoding * self._token_s)
+        if late_s > 0.0 or self.late_s > 0.0:
+            if self.late_s == 0.0:  # until the look before
+                self._note(self._now_s, 0.0)
+            self._note(now, late_s)
+        self._now_s, self._tokens, self.late_s = now, tokens, late_s
+        return late_s
+
+    def hold_up(self, seconds: float) -> None:
+        """The process has done something else for so long."""
+        self._elsewhere_s += seconds
+
+    def _note(self, moment: float, late_s: float) -> None:
+        self._moments.append(moment)
+        self._lates.append(late_s)
+
+    def late_at(self, moments_s: NDArray[np.float64]) -> NDArray[np.float64]:
+        """By how much tokens made at these moments were late."""
+        return np.interp(moments_s, self._moments, self._lates)
+
+    @property
+    def most_late_s(self) -> float:
+        return max(self._lates)
+
+
 class FrontDesk:
     """Lets requests through to their engine, by calling ``leave`` with a row and the moment.
 
     It is one process, an event loop: tokens go first; then what comes in is read, which it does for all that are there
     before it goes on with any of them; what time is left serves requests in the order in which they came. So the first
     of a burst leaves after all of it has been read. ``in_turn_s``: seconds of that last work, by row (tokenising and
-    passing on). ``tokens``: how many have been sent by a moment.
+    passing on). ``tokens``: how many the engine has made by a moment, and how many sequences are decoding.
     """
 
     def __init__(
         self,
         work: FrontWork,
         in_turn_s: Sequence[float],
-        tokens: Callable[[float], int],
+        tokens: Callable[[float], tuple[int, int]],
         leave: Callable[[int, float], None],
     ) -> None:
+        self.line = TokenLine(work.token_s, work.merges)
         self._work, self._in_turn_s, self._tokens, self._leave = work, in_turn_s, tokens, leave
         self._now_s, self._looked_s, self._seen_tokens = 0.0, 0.0, 0
         self._reading_s = 0.0  # work for what has come in, not yet done
@@ -91,21 +146,29 @@ class FrontDesk:
         line = self._line
         if not line:  # what there is to read belongs to somebody in line
             return
+        given_s = left_s
         read_s = min(left_s, self._reading_s)
         self._reading_s -= read_s
         left_s -= read_s
         while line and self._reading_s <= _DONE_S:
             if self._first_s > left_s + _DONE_S:
                 self._first_s -= left_s
+                left_s = 0.0
                 break
             left_s -= self._first_s
             row = line.popleft()
             self._first_s = self._in_turn_s[line[0]] if line else 0.0
             self._leave(row, now)
+        self.line.hold_up(given_s - left_s)
 
     def _look(self, now: float) -> None:
         """How much of its time tokens take."""
-        passed, tokens = now - self._looked_s, self._tokens(now)
+        tokens, decoding = self._tokens(now)
+        passed = now - self._looked_s
+        if self.line.look(now, tokens, decoding) > 0.0:
+            self._share = SHARE_WHEN_LATE
+            self._looked_s, self._seen_tokens = now, tokens
+            return
         busy = min((tokens - self._seen_tokens) * self._work.token_s / passed, MOST_FOR_TOKENS)
         self._share += (busy - self._share) * -math.expm1(-passed / SMOOTHING_S)
         self._looked_s, self._seen_tokens = now, tokens
@@ -182,7 +245,8 @@ class FrontEnds:
 
     By row, in seconds: ``before_s``, from the client's sending until an engine hears of a request that waits for
     nobody; ``way_s``, the part of it until the request comes to where it may wait (all of it where it cannot).
-    ``known``: whether all moments of sending are known beforehand. ``enter``: called with a row that is through.
+    ``lengths``: tokens of prompts and of answers. ``known``: whether all moments of sending are known beforehand.
+    ``enter``: called with a row that is through.
     ``reachable``: indexes of the engines that there are now, where they come and go.
     """
 
@@ -191,14 +255,16 @@ class FrontEnds:
         clock: Clock,
         plans: Sequence[WorkerPlan],
         workers: Sequence[Worker],
-        input_tokens: NDArray[np.int64],
+        lengths: tuple[NDArray[np.int64], NDArray[np.int64]],
         known: bool,
         enter: Callable[[int, float], None],
         reachable: Callable[[], Sequence[int]] | None,
     ) -> None:
         first = next(plan for plan in plans if plan.role != "decode")
-        token_s = 0.0 if first.role == "prefill" else first.frontend_token_s  # there, others send the tokens
-        self.work = FrontWork(first.frontend_accept_s, first.frontend_request_s, token_s)
+        input_tokens, output_tokens = lengths
+        token_s = 0.0 if first.role == "prefill" else _token_s(first, output_tokens)  # there, others send the tokens
+        merges = first.frontend_merges
+        self.work = FrontWork(first.frontend_accept_s, first.frontend_request_s, token_s, merges)
         prompt_s = first.frontend_prompt_token_s * input_tokens.astype(np.float64)
         self._in_turn_s = self.work.request_s + prompt_s
         self.before_s = first.frontend_before_s + prompt_s
@@ -208,6 +274,7 @@ class FrontEnds:
         self._workers = [worker for worker, plan in zip(workers, plans, strict=True) if plan.role != "decode"]
         # where nothing is left to chance, who waits how long is worked out at once
         self._one_by_one = self.work.queues and not (known and token_s == 0.0)
+        self._lines: dict[int, TokenLine] = {}  # by index of the engine
 
     def open(self, sent_s: NDArray[np.float64], rows: NDArray[np.int64]) -> LoadSource:
         """Lets in requests sent at ``sent_s``; further ones may be added ``way_s`` after they are sent."""
@@ -215,7 +282,9 @@ class FrontEnds:
         order = np.argsort(moments, kind="stable")  # a long prompt may be overtaken by short ones
         moments, rows = moments[order], rows[order]
         if self._one_by_one:
-            return FrontDoor(self._clock, self._desks(), moments.tolist(), rows.tolist(), self._reachable)
+            desks = self._desks()
+            self._lines = {index: desk.line for index, desk in desks.items()} if self.work.token_s > 0.0 else {}
+            return FrontDoor(self._clock, desks, moments.tolist(), rows.tolist(), self._reachable)
         if self.work.queues:
             in_turn_s, count = self._in_turn_s[rows], len(self._workers)
             for k in range(count):
@@ -224,15 +293,55 @@ class FrontEnds:
             moments, rows = moments[order], rows[order]
         return LoadSource(self._clock, moments.tolist(), rows.tolist(), self._enter)
 
+    def late_s(self, worker: Worker, now: float) -> float:
+        """By how much a token that an engine has just made is late. The engine is at ``now`` already."""
+        line = self._lines.get(worker.index)
+        return 0.0 if line is None else line.look(now, *_tokens_made(worker))
+
+    def late_at(self, index: int, moments_s: NDArray[np.float64]) -> NDArray[np.float64]:
+        """By how much tokens that an engine made at these moments were late."""
+        line = self._lines.get(index)
+        return np.zeros_like(moments_s) if line is None else line.late_at(moments_s)
+
+    def most_late_s(self) -> dict[int, float]:
+        """By index of the engine, where tokens were late, by how much at most."""
+        found = {index: line.most_late_s for index, line in self._lines.items()}
+        return {index: late_s for index, late_s in found.items() if late_s > 0.0}
+
+    def warnings(self, names: Sequence[str]) -> tuple[str, ...]:
+        """What to say of front ends that cannot keep up. ``names`` of all engines."""
+        late = {names[index]: late_s for index, late_s in self.most_late_s().items() if late_s >= WORTH_SAYING_S}
+        if not late:
+            return ()
+        worst = max(late, key=lambda name: late[name])
+        others = f" and of {len(late) - 1} others" if len(late) > 1 else ""
+        return (
+            f"the front end of {worst}{others} cannot keep up: tokens reach clients up to {late[worst]:.2g} s late "
+            "(inter-token latencies are the engine's own)",
+        )
+
     def _desks(self) -> dict[int, FrontDesk]:
         in_turn_s = self._in_turn_s.tolist()  # one list for all: a row may come to any of them
         return {
-            worker.index: FrontDesk(self.work, in_turn_s, partial(_tokens_sent, worker), self._enter)
+            worker.index: FrontDesk(self.work, in_turn_s, partial(_tokens_by, worker), self._enter)
             for worker in self._workers
         }
 
 
-def _tokens_sent(worker: Worker, now: float) -> int:
-    """Output tokens of an engine by ``now``. It lives ahead only when something comes to it."""
+def _token_s(plan: WorkerPlan, output_tokens: NDArray[np.int64]) -> float:
+    """Seconds of work on a token: the mean over all, as they stand behind few or many of their answer."""
+    total = float(output_tokens.sum())
+    before = float((output_tokens * (output_tokens - 1.0)).sum()) / 2.0 / total if total > 0.0 else 0.0
+    return plan.frontend_token_s + plan.frontend_answer_token_s * before
+
+
+def _tokens_by(worker: Worker, now: float) -> tuple[int, int]:
+    """As ``_tokens_made``, by ``now``: an engine lives ahead only when something comes to it."""
     worker.catch_up(now)
-    return sum(engine.totals().decode_tokens for engine in (*worker.lives, worker.engine))
+    return _tokens_made(worker)
+
+
+def _tokens_made(worker: Worker) -> tuple[int, int]:
+    """Output tokens of an engine so far, and how many sequences it has."""
+    made = sum(engine.totals().decode_tokens for engine in (*worker.lives, worker.engine))
+    return made, worker.engine.load().running

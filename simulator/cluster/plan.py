@@ -50,6 +50,8 @@ class WorkerPlan:
     frontend_accept_s: float = 0.0
     frontend_request_s: float = 0.0
     frontend_token_s: float = 0.0
+    frontend_answer_token_s: float = 0.0
+    frontend_merges: bool = False
     deliver_token_s: float = 0.0
     node: int = -1
     memory: MemorySum | None = None

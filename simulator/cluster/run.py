@@ -79,7 +79,8 @@ class Cluster:
         self.faults: FaultDesk | None = None
         known = not (self._clients or self._follows or plan.faults)
         there = None if plan.faults is None else lambda: [worker.index for worker in self.dispatch.entry.workers]
-        self.front = FrontEnds(self.clock, plan.workers, self.workers, trace.input_tokens, known, self.enter, there)
+        lengths = (trace.input_tokens, trace.output_tokens)
+        self.front = FrontEnds(self.clock, plan.workers, self.workers, lengths, known, self.enter, there)
         self.handover = self._handover()
         self._check_fit()
         self._sent = 0
@@ -98,6 +99,7 @@ class Cluster:
                     watch.look()
         except LimitError as limit:
             self.warnings += (f"{limit}; {self._so_far()}",)
+        self.warnings += self.front.warnings([worker.name for worker in self.plan.workers])
         done = ~np.isnan(self.desk.last_token_s)
         self.state[done & (self.state == UNFINISHED)] = COMPLETED
         if self.faults is not None:
@@ -151,7 +153,8 @@ class Cluster:
                     self.faults.finished(worker, row)
                 if self.caches is not None:
                     self.caches.finished(worker, row, at)
-                self._after(row, at + self.plan.workers[worker.index].frontend_after_s)
+                sent_s = self.plan.workers[worker.index].frontend_after_s + self.front.late_s(worker, at)
+                self._after(row, at + sent_s)
             elif kind == COMPUTED:
                 self._computed(worker, row, at)
             elif kind == LOAD and self.caches is not None:

@@ -264,7 +264,9 @@ class FrontendPart(Part):
 
     ``before_s``: of a request that meets nobody, before its engine hears of it; ``after_s``: of a token. Of the first,
     what others wait for, since one process does it: ``accept_s``, reading a request, for all that have come before any
-    is passed on; ``request_s``, passing it on; and ``token_s`` for each token sent, which goes before both.
+    is passed on; ``request_s``, passing it on; and ``token_s`` for each token sent, which goes before both, with
+    ``answer_token_s`` for each token that its answer has already. ``merges``: tokens that have not been sent when the
+    answer's next one comes go with it.
     """
 
     before_s: Seconds | None = None
@@ -272,6 +274,8 @@ class FrontendPart(Part):
     accept_s: Seconds | None = None
     request_s: Seconds | None = None
     token_s: Seconds | None = None
+    answer_token_s: Seconds | None = None
+    merges: bool | None = None
 
 
 class Topology(Part):

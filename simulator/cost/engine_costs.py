@@ -87,6 +87,8 @@ class CostsFile(Schema):
     frontend_accept_s: HostSeconds = 0.0
     frontend_request_s: HostSeconds = 0.0
     frontend_token_s: HostSeconds = 0.0
+    frontend_answer_token_s: HostSeconds = 0.0
+    frontend_merges: bool = False
     deliver_token_s: HostSeconds = 0.0
     cold_prompt_s: ColdSeconds = 0.0
     cold_past_s: ColdSeconds = 0.0
@@ -153,7 +155,9 @@ class EngineCosts:
     its prompt (parsing, tokenising, passing on); ``detokenise_s``: from a token's step to the client, and
     ``deliver_token_s`` for each token of the step that is handed out before it: a new request's is the last.
     ``frontend_accept_s``, ``frontend_request_s``, ``frontend_token_s``: of these, the work of one process for reading a
-    request, for passing it on and for a token, which others wait for. ``decode_graph_sizes``: batch sizes a pure decode
+    request, for passing it on and for a token, which others wait for; ``frontend_answer_token_s``: and on a token, for
+    each that its answer has already; ``frontend_merges``: tokens that have not been sent when the answer's next one
+    comes go with it. ``decode_graph_sizes``: batch sizes a pure decode
     step is padded to. ``fused_quantisation``: activations are quantised inside the kernel before, not by a pass of
     their own (but for fp8_block, which always has one): behind a norm, behind an all-reduce that the norm is part of,
     behind attention, behind the activation.
@@ -229,6 +233,8 @@ class EngineCosts:
     frontend_accept_s: float = 0.0
     frontend_request_s: float = 0.0
     frontend_token_s: float = 0.0
+    frontend_answer_token_s: float = 0.0
+    frontend_merges: bool = False
     deliver_token_s: float = 0.0
     fused_norm_bytes: tuple[tuple[int, float], ...] = ()
     fused_all_reduce: str = ""

@@ -3,7 +3,9 @@
 A folder holds ``workloads.csv`` (one row a run: stage, model, GPU, the engine's settings, measured percentiles) and
 ``STAGE.WORKLOAD.requests.csv.gz`` (arrival, lengths and, where prompts shared prefixes, ``hash_ids`` or
 ``cached_tokens``). A run with a number in ``clients`` is a closed loop: they take the requests in the order of their
-arrival, which says nothing else. ``engine_profile`` names one where the folder's engine was not run in process.
+arrival, which says nothing else. ``engine_profile`` names one where the folder's engine was not run in process;
+``engine_settings`` holds further settings of it, as ``mixed_chunk=true max_prefill_tokens=2500``, and ``weights`` the
+format of the model's weights where it is not that of the model.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from simulator.cluster.assembly import assemble
 from simulator.cluster.plan import ClusterPlan
@@ -112,13 +115,29 @@ def workload_topology(row: Mapping[str, Any], place: str, folder: Path) -> dict[
     gpu = device_profile(str(row["gpu"]), place)
     settings = {name: _whole(row, name, place) for name in _COUNTS} | {name: _flag(row, name, place) for name in _FLAGS}
     engine = {_SETTINGS.get(name, name): value for name, value in settings.items() if value is not None}
-    return {
+    engine |= _stated_settings(row.get("engine_settings"), place)
+    weights = row.get("weights")
+    precision = {} if pd.isna(weights) else {"precision": {"weights": str(weights)}}
+    return precision | {
         "name": f"{row['stage']}.{row['workload']}",
         "model": str(row["model"]),
         "engine": {"profile": profile_of(row, gpu, folder, place), **engine},
         "host": host_of(row, gpu, place),
         "pools": [{"name": "engine", "role": "colocated", "gpu": gpu}],
     }
+
+
+def _stated_settings(cell: object, place: str) -> dict[str, Any]:
+    """``key=value`` pairs between spaces; none where the cell is empty."""
+    if pd.isna(cell):  # type: ignore[call-overload]
+        return {}
+    found = {}
+    for pair in str(cell).split():
+        key, sign, value = pair.partition("=")
+        if not (key and sign and value):
+            raise InputError(f"{place}: engine_settings: found '{pair}'; allowed: key=value, several between spaces")
+        found[key] = yaml.safe_load(value)
+    return found
 
 
 def _arrivals(row: Mapping[str, Any], place: str) -> Arrivals:
@@ -155,6 +174,7 @@ def requests_trace(path: Path, block_tokens: int) -> Trace:
         table["arrival_s"].to_numpy(np.float64),
         table["input_tokens"].to_numpy(np.int64),
         table["output_tokens"].to_numpy(np.int64),
+        max_output_tokens=table["output_tokens"].to_numpy(np.int64),  # clients of benchmarks ask for what they get
         name=path.name.removesuffix(".requests.csv.gz"),
         source=str(path),
         **shared_prefixes(table, block_tokens, str(path)),
@@ -176,15 +196,21 @@ def _run_statistics(plan: ClusterPlan, trace: Trace, arrivals: Arrivals, seed: i
     return {"ttft": statistics(record.first_token_s - record.arrival_s), "tpot": statistics(tpot)}
 
 
+def _scatters(plan: ClusterPlan) -> bool:
+    """Whether how long a launch takes is left to chance."""
+    costs = [worker.step_cost for worker in plan.workers]
+    return any(cost.launch_jitter > 0 or cost.launch_swing > 0 or cost.stall_rate_hz > 0 for cost in costs)
+
+
 def replay(row: Mapping[str, Any], folder: Path, overrides: tuple[str, ...] = ()) -> WorkloadResult:
-    """Replay one run several times, with other draws of launches, and compare; ``overrides`` change the topology
+    """Replay one run, where launches scatter several times with other draws, and compare; ``overrides`` change the topology
     (``path.to.key=value``)."""
     place = f"{folder / 'workloads.csv'}: {row['stage']}.{row['workload']}"
     plan = assemble(load_topology(workload_topology(row, place, folder), overrides))
     path = folder / f"{row['stage']}.{row['workload']}.requests.csv.gz"
     trace = requests_trace(path, plan.workers[0].block_size)
     arrivals = _arrivals(row, place)
-    drawn = [_run_statistics(plan, trace, arrivals, seed) for seed in range(_DRAWS)]
+    drawn = [_run_statistics(plan, trace, arrivals, seed) for seed in range(_DRAWS if _scatters(plan) else 1)]
     figures = []
     for metric in METRICS:
         for name in STATISTICS:

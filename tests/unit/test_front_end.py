@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.api import simulate
-from simulator.cluster.frontdesk import MOST_FOR_TOKENS, FrontDesk, FrontDoor, FrontWork, leave_moments
+from simulator.cluster.frontdesk import MOST_FOR_TOKENS, SHARE_WHEN_LATE, FrontDesk, FrontDoor, FrontWork, leave_moments
 from simulator.cluster.processes import Clock
 from simulator.workload.trace import Trace
 
@@ -62,7 +63,7 @@ def leaving(work: FrontWork, asked: list[Asked], tokens_per_s: float = 0.0) -> l
         left[row] = now
 
     in_turn_s = [work.request_s + one.prompt_s for one in asked]
-    desk = FrontDesk(work, in_turn_s, lambda now: int(tokens_per_s * now), leave)
+    desk = FrontDesk(work, in_turn_s, lambda now: (int(tokens_per_s * now), 0), leave)
     door = FrontDoor(clock, {0: desk}, [], [])
     for row, one in enumerate(asked):
         door.add(row, one.at_s + work.rest_s(one.before_s))
@@ -88,12 +89,15 @@ def test_what_comes_in_is_read_before_anything_goes_on() -> None:
 
 
 def test_tokens_go_first_but_never_take_all_of_the_time() -> None:
-    """2,000 tokens a second of 0.25 ms are half of its time; 20,000 would be five times it."""
+    """2,000 tokens a second of 0.25 ms are half of its time; 20,000 would be five times it. Tokens that queue take
+    turns with requests; those that merge go first."""
     late = [Asked(10.0, 0.5)]
-    for rate, share in ((0.0, 0.0), (2000.0, 0.5), (20_000.0, MOST_FOR_TOKENS)):
-        work = FrontWork(request_s=0.5, token_s=0.25e-3)
+    cases = ((0.0, True, 0.0), (2000.0, True, 0.5), (2000.0, False, 0.5))
+    crowded = ((20_000.0, True, MOST_FOR_TOKENS), (20_000.0, False, SHARE_WHEN_LATE))
+    for rate, merges, share in cases + crowded:
+        work = FrontWork(request_s=0.5, token_s=0.25e-3, merges=merges)
         warm = [Asked(9.0 + k / 100.0, 0.0) for k in range(90)]  # somebody looks now and then
-        quick = leaving(FrontWork(request_s=1e-6, token_s=0.25e-3), [*warm, Asked(9.95, 0.0)], rate)
+        quick = leaving(replace(work, request_s=1e-6), [*warm, Asked(9.95, 0.0)], rate)
         assert quick[-1] == pytest.approx(9.95, abs=1e-3)
         assert leaving(work, late, rate)[0] == pytest.approx(10.0 + 0.5 / (1.0 - share), rel=0.02)
 

@@ -1,0 +1,98 @@
+"""SGLang 0.5.6 behind its HTTP server, measured by us: closed loops of 4 to 512 clients, prompts apart and mixed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from simulator.cli import main
+from simulator.validation.workloads import WorkloadResult, replay
+
+MEASURED = Path(__file__).resolve().parents[2] / "hardware_profiles" / "measured" / "h200_sglang_http"
+
+
+def rows() -> pd.DataFrame:
+    return pd.read_csv(MEASURED / "workloads.csv")
+
+
+def replayed(stage: str, name: str, **changes: Any) -> WorkloadResult:
+    row = rows().query("stage == @stage and workload == @name").to_dict("records")[0]
+    return replay({**row, **changes}, MEASURED)
+
+
+def error(found: WorkloadResult, metric: str, statistic: str = "mean") -> float:
+    return next(f.error_percent for f in found.figures if (f.metric, f.statistic) == (metric, statistic))
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [
+        ("h200f_sglang", "fixed_c64"),
+        ("h200f_sglang", "short_answers_c160"),
+        ("h200g_mixed", "long_prompts_c40"),
+        ("h200g_mixed5500", "long_prompts_c40"),
+    ],
+)
+def test_closed_loops_below_what_the_front_end_can_send(stage: str, name: str) -> None:
+    found = replayed(stage, name)
+    assert abs(error(found, "ttft")) < 10
+    assert abs(error(found, "tpot")) < 8
+
+
+def test_prompts_mixed_in_halve_the_wait_and_stretch_the_answers() -> None:
+    """Measured: 1.39 s and 23.5 ms a token with prompts first, 0.61 s and 30.2 ms mixed."""
+    apart, mixed = (replayed(stage, "short_answers_c160") for stage in ("h200f_sglang", "h200g_mixed"))
+    ttft, tpot = (
+        [next(f for f in found.figures if (f.metric, f.statistic) == (m, "mean")) for found in (apart, mixed)]
+        for m in ("ttft", "tpot")
+    )
+    assert mixed_share(ttft, "simulated_ms") == pytest.approx(mixed_share(ttft, "measured_ms"), rel=0.15)
+    assert mixed_share(tpot, "simulated_ms") == pytest.approx(mixed_share(tpot, "measured_ms"), rel=0.1)
+
+
+def mixed_share(figures: list[Any], field: str) -> float:
+    return float(getattr(figures[1], field) / getattr(figures[0], field))
+
+
+def test_512_clients_wait_for_the_front_end_not_for_the_engine() -> None:
+    """Its steps take 16 ms, and clients get a token every 39: without a line of tokens, two thirds of that are missing."""
+    row = ("h200f_sglang", "short_prompts_c512")
+    queued = replayed(*row)
+    merged = replayed(*row, engine_settings="max_running_requests=512 context_length=16384", engine_profile="sglang")
+    assert abs(error(queued, "tpot")) < 20
+    at_once = replay_without_line(*row)
+    assert at_once < -40
+    assert abs(error(merged, "tpot")) < 30  # the profile fitted to other servers tells the same
+
+
+def replay_without_line(stage: str, name: str) -> float:
+    row = rows().query("stage == @stage and workload == @name").to_dict("records")[0]
+    return error(replay(row, MEASURED, ("frontend.merges=true",)), "tpot")
+
+
+def test_rows_say_what_the_requests_say() -> None:
+    for row in rows().to_dict("records"):
+        table = pd.read_csv(MEASURED / f"{row['stage']}.{row['workload']}.requests.csv.gz")
+        ttft_ms = 1e3 * (table.first_token_s - table.arrival_s)
+        tpot_ms = 1e3 * (table.last_token_s - table.first_token_s) / (table.output_tokens - 1)
+        assert len(table) == row["requests"]
+        assert ttft_ms.mean() == pytest.approx(row["ttft_mean_ms"], rel=1e-3)
+        assert np.percentile(tpot_ms, 90) == pytest.approx(row["tpot_p90_ms"], rel=2e-3)
+
+
+@pytest.mark.parametrize(("cell", "said"), [("mixed_chunk", "key=value"), ("mixed_chnk=true", "mixed_chunk")])
+def test_bad_settings_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], cell: str, said: str
+) -> None:
+    table = rows().head(1)
+    table["engine_settings"] = cell
+    table.to_csv(tmp_path / "workloads.csv", index=False)
+    name = f"{table.stage[0]}.{table.workload[0]}.requests.csv.gz"
+    (tmp_path / name).write_bytes((MEASURED / name).read_bytes())
+    assert main(["validate", "workloads", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and said in captured.err and captured.out == ""

@@ -1,0 +1,114 @@
+"""Tokens that a front end cannot send as fast as its engine makes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.api import Result, simulate
+from simulator.cluster.frontdesk import TokenLine
+from simulator.workload.arrivals import Arrivals
+from simulator.workload.trace import Trace
+
+TOKEN_S = 1e-3
+
+
+def line(merges: bool = False) -> TokenLine:
+    return TokenLine(TOKEN_S, merges)
+
+
+def test_tokens_made_faster_than_sent_are_later_and_later() -> None:
+    """A step of 100 tokens every 50 ms, and 100 ms to send them: 50 ms more with each step."""
+    found, late = line(), []
+    for k in range(1, 6):
+        late.append(found.look(0.05 * k, 100 * k, 100))
+    assert late == pytest.approx([0.0, 0.0, 0.05, 0.1, 0.15])
+    # the first looks find a backlog of no more than one step's
+    assert found.late_at(np.array([0.1, 0.125, 0.25])) == pytest.approx([0.0, 0.025, 0.15])
+    # nothing is made any more: sent within the backlog's time, 0.25 s after the last step
+    assert found.look(0.35, 500, 0) == pytest.approx(0.15)
+    assert found.look(0.6, 500, 0) == 0.0
+    assert found.most_late_s == pytest.approx(0.15)
+
+
+def test_tokens_sent_as_fast_as_made_are_never_late() -> None:
+    found = line()
+    assert [found.look(0.1 * k, 90 * k, 90) for k in range(1, 50)] == [0.0] * 49
+    assert found.late_at(np.linspace(0, 5, 11)).max() == 0.0
+
+
+def test_work_on_requests_takes_time_from_tokens() -> None:
+    found = line()
+    found.look(0.1, 90, 90)
+    found.hold_up(0.05)
+    assert found.look(0.2, 180, 90) == 0.0
+    for k in range(3, 9):
+        found.hold_up(0.05)
+        found.look(0.1 * k, 90 * k, 90)
+    # 0.04 s are left over seven times; those of the last step, 0.09 s, are not late
+    assert found.late_s == pytest.approx(0.04 * 7 - 0.09)
+
+
+def test_merged_tokens_are_never_late() -> None:
+    found = line(merges=True)
+    assert [found.look(0.05 * k, 100 * k, 100) for k in range(1, 6)] == [0.0] * 5
+
+
+@given(st.lists(st.tuples(st.floats(1e-3, 0.5), st.integers(0, 400)), min_size=1, max_size=40))
+def test_tokens_are_sent_in_turn_and_one_at_a_time(steps: list[tuple[float, int]]) -> None:
+    """What was made by a moment has been sent once it is no longer late, and lateness falls no faster than time."""
+    found, now, made, last = line(), 0.0, 0, (0.0, 0.0)
+    for passed, tokens in steps:
+        now, made = now + passed, made + tokens
+        late = found.look(now, made, tokens)
+        assert late >= 0.0
+        assert now + late >= last[0] + last[1] - tokens * TOKEN_S - 1e-9
+        assert late <= made * TOKEN_S
+        last = (now, late)
+
+
+def served(clients: int, **front: Any) -> Result:
+    """A closed loop on an engine whose steps take 10 ms whatever is in them."""
+    topology = {
+        "name": "server",
+        "engine": {"profile": "sglang", "max_running_requests": 64, "context_length": 4096},
+        "pools": [{"name": "all", "role": "colocated"}],
+        "step_time": {"base_s": 0.01},
+        "frontend": {"before_s": 0.0, "after_s": 0.0, "request_s": 1e-6, **front},
+        "kv_blocks": 100_000,
+    }
+    n = 3 * clients
+    trace = Trace.from_columns(np.zeros(n), np.full(n, 10), np.full(n, 200), max_output_tokens=np.full(n, 200))
+    return simulate(trace, topology, arrivals=Arrivals("closed", clients=clients))
+
+
+def tpot_s(result: Result) -> np.ndarray:
+    record = result.run.record
+    return (record.last_token_s - record.first_token_s) / (record.output_tokens - 1)
+
+
+def test_a_front_end_that_cannot_keep_up_sets_the_pace() -> None:
+    """20 clients, 1 ms a token: 20 ms for the tokens of a step of 10 ms, which is what clients see between tokens."""
+    slow, quick = served(20, token_s=1e-3), served(20, token_s=1e-6)
+    assert tpot_s(quick) == pytest.approx(0.01, rel=0.01)
+    assert np.median(tpot_s(slow)) == pytest.approx(0.02, rel=0.03)
+    assert slow.run.last_completion_s == pytest.approx(2.0 * quick.run.last_completion_s, rel=0.05)
+    assert any("cannot keep up" in text for text in slow.run.warnings)
+    assert not any("cannot keep up" in text for text in quick.run.warnings)
+    record = slow.run.record
+    parts = sum(getattr(record, name) for name in vars(record) if name.startswith("part_"))
+    assert parts == pytest.approx(record.first_token_s - record.arrival_s, abs=1e-9)
+
+
+def test_tokens_far_into_an_answer_cost_more() -> None:
+    """0.01 ms for each token before it: over 200 tokens, as if each cost 1 ms more than 1 ms on the mean."""
+    assert np.median(tpot_s(served(10, token_s=0.5e-3, answer_token_s=1e-5))) == pytest.approx(0.015, rel=0.03)
+    assert np.median(tpot_s(served(10, token_s=0.5e-3))) == pytest.approx(0.01, rel=0.03)
+
+
+def test_servers_that_merge_tokens_keep_up_with_any_pace() -> None:
+    assert tpot_s(served(20, token_s=1e-3, merges=True)) == pytest.approx(0.01, rel=0.02)
