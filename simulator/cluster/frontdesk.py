@@ -105,21 +105,21 @@ class FrontDesk:
     It is one process, an event loop: tokens go first; then what comes in is read, which it does for all that are there
     before it goes on with any of them; what time is left serves requests in the order in which they came. So the first
     of a burst leaves after all of it has been read. ``in_turn_s``: seconds of that last work, by row (tokenising and
-    passing on). ``tokens``: how many the engine has made by a moment, and how many sequences are decoding.
+    passing on). ``made``: how many tokens the engine has made by a moment, and how many sequences are decoding.
     """
 
     def __init__(
         self,
         work: FrontWork,
         in_turn_s: Sequence[float],
-        tokens: Callable[[float], tuple[int, int]],
+        made: Callable[[float], tuple[int, int]],
         leave: Callable[[int, float], None],
     ) -> None:
-        self.line = TokenLine(work.token_s, work.merges)
-        self._work, self._in_turn_s, self._tokens, self._leave = work, in_turn_s, tokens, leave
+        self.tokens = TokenLine(work.token_s, work.merges)
+        self._work, self._in_turn_s, self._made, self._leave = work, in_turn_s, made, leave
         self._now_s, self._looked_s, self._seen_tokens = 0.0, 0.0, 0
         self._reading_s = 0.0  # work for what has come in, not yet done
-        self._line: deque[int] = deque()  # rows
+        self._waiting: deque[int] = deque()  # rows
         self._first_s = 0.0  # work left for the first of them
         self._share = 0.0  # of its time that tokens take
 
@@ -127,13 +127,13 @@ class FrontDesk:
         """A request has come in."""
         self.serve(now)
         self._reading_s += self._work.accept_s
-        if not self._line:
+        if not self._waiting:
             self._first_s = self._in_turn_s[row]
-        self._line.append(row)
+        self._waiting.append(row)
 
     def next_s(self) -> float:
         """When the first of the line leaves, unless more comes in."""
-        if not self._line:
+        if not self._waiting:
             return math.inf
         return self._now_s + (self._reading_s + self._first_s) / (1.0 - self._share)
 
@@ -143,29 +143,29 @@ class FrontDesk:
             self._look(now)
         left_s = (now - self._now_s) * (1.0 - self._share)
         self._now_s = now
-        line = self._line
-        if not line:  # what there is to read belongs to somebody in line
+        waiting = self._waiting
+        if not waiting:  # what there is to read belongs to somebody who waits
             return
         given_s = left_s
         read_s = min(left_s, self._reading_s)
         self._reading_s -= read_s
         left_s -= read_s
-        while line and self._reading_s <= _DONE_S:
+        while waiting and self._reading_s <= _DONE_S:
             if self._first_s > left_s + _DONE_S:
                 self._first_s -= left_s
                 left_s = 0.0
                 break
             left_s -= self._first_s
-            row = line.popleft()
-            self._first_s = self._in_turn_s[line[0]] if line else 0.0
+            row = waiting.popleft()
+            self._first_s = self._in_turn_s[waiting[0]] if waiting else 0.0
             self._leave(row, now)
-        self.line.hold_up(given_s - left_s)
+        self.tokens.hold_up(given_s - left_s)
 
     def _look(self, now: float) -> None:
         """How much of its time tokens take."""
-        tokens, decoding = self._tokens(now)
+        tokens, decoding = self._made(now)
         passed = now - self._looked_s
-        if self.line.look(now, tokens, decoding) > 0.0:
+        if self.tokens.look(now, tokens, decoding) > 0.0:
             self._share = SHARE_WHEN_LATE
             self._looked_s, self._seen_tokens = now, tokens
             return
@@ -283,7 +283,8 @@ class FrontEnds:
         moments, rows = moments[order], rows[order]
         if self._one_by_one:
             desks = self._desks()
-            self._lines = {index: desk.line for index, desk in desks.items()} if self.work.token_s > 0.0 else {}
+            if self.work.token_s > 0.0 and not self.work.merges:
+                self._lines = {index: desk.tokens for index, desk in desks.items()}
             return FrontDoor(self._clock, desks, moments.tolist(), rows.tolist(), self._reachable)
         if self.work.queues:
             in_turn_s, count = self._in_turn_s[rows], len(self._workers)
@@ -307,6 +308,11 @@ class FrontEnds:
         """By index of the engine, where tokens were late, by how much at most."""
         found = {index: line.most_late_s for index, line in self._lines.items()}
         return {index: late_s for index, late_s in found.items() if late_s > 0.0}
+
+    def settle(self, now: float) -> None:
+        """The run is over: what tokens wait for since the last request came."""
+        for worker in self._workers:
+            self.late_s(worker, now)
 
     def warnings(self, names: Sequence[str]) -> tuple[str, ...]:
         """What to say of front ends that cannot keep up. ``names`` of all engines."""

@@ -99,8 +99,9 @@ class Cluster:
                     watch.look()
         except LimitError as limit:
             self.warnings += (f"{limit}; {self._so_far()}",)
-        self.warnings += self.front.warnings([worker.name for worker in self.plan.workers])
         done = ~np.isnan(self.desk.last_token_s)
+        self.front.settle(float(self.desk.last_token_s[done].max()) if done.any() else 0.0)
+        self.warnings += self.front.warnings([worker.name for worker in self.plan.workers])
         self.state[done & (self.state == UNFINISHED)] = COMPLETED
         if self.faults is not None:
             end_s = float(self.desk.last_token_s[done].max()) if done.any() else 0.0

@@ -203,8 +203,8 @@ def _scatters(plan: ClusterPlan) -> bool:
 
 
 def replay(row: Mapping[str, Any], folder: Path, overrides: tuple[str, ...] = ()) -> WorkloadResult:
-    """Replay one run, where launches scatter several times with other draws, and compare; ``overrides`` change the topology
-    (``path.to.key=value``)."""
+    """Replay one run, several times with other draws where launches scatter, and compare; ``overrides`` change the
+    topology (``path.to.key=value``)."""
     place = f"{folder / 'workloads.csv'}: {row['stage']}.{row['workload']}"
     plan = assemble(load_topology(workload_topology(row, place, folder), overrides))
     path = folder / f"{row['stage']}.{row['workload']}.requests.csv.gz"

@@ -104,6 +104,22 @@ def test_a_front_end_that_cannot_keep_up_sets_the_pace() -> None:
     assert parts == pytest.approx(record.first_token_s - record.arrival_s, abs=1e-9)
 
 
+def test_an_open_loop_gets_its_tokens_no_faster_than_they_can_be_sent() -> None:
+    """40 requests of 200 tokens within 2 s: 8,000 tokens of 1 ms take 8 s, and 4 s of 0.5 ms; the engine is done in 4."""
+    topology = {
+        "name": "server",
+        "engine": {"profile": "sglang", "max_running_requests": 64, "context_length": 4096},
+        "pools": [{"name": "all", "role": "colocated"}],
+        "step_time": {"base_s": 0.01},
+        "frontend": {"before_s": 0.0, "after_s": 0.0, "request_s": 1e-6, "token_s": 1e-3},
+        "kv_blocks": 100_000,
+    }
+    trace = Trace.from_columns(np.linspace(0.0, 2.0, 40), np.full(40, 10), np.full(40, 200))
+    ends = [simulate(trace, topology, overrides=[f"frontend.token_s={s}"]).run.last_completion_s for s in (1e-3, 1e-4)]
+    assert ends[1] == pytest.approx(4.0, abs=0.1)
+    assert ends[0] == pytest.approx(8.0, rel=0.05)
+
+
 def test_tokens_far_into_an_answer_cost_more() -> None:
     """0.01 ms for each token before it: over 200 tokens, as if each cost 1 ms more than 1 ms on the mean."""
     assert np.median(tpot_s(served(10, token_s=0.5e-3, answer_token_s=1e-5))) == pytest.approx(0.015, rel=0.03)
