@@ -57,24 +57,24 @@ class TokenLine:
 
     A step's tokens come together and are sent until the next step ends; that is part of an engine's ordinary time from
     a token to its client. Late is what comes beyond it, where the engine makes tokens faster than they are sent.
+    ``decoding``: how many sequences there are, which is how many tokens a step makes.
     """
 
-    def __init__(self, token_s: float, merges: bool) -> None:
-        self._token_s, self._merges = token_s, merges
+    def __init__(self, work: FrontWork, decoding: Callable[[], int]) -> None:
+        self._token_s, self._merges, self._decoding = work.token_s, work.merges, decoding
         self._now_s, self._tokens, self._backlog_s, self.late_s = 0.0, 0, 0.0, 0.0
         self._elsewhere_s = 0.0  # since then, for requests
         self._moments, self._lates = [0.0], [0.0]
 
-    def look(self, now: float, tokens: int, decoding: int) -> float:
-        """Seconds by which tokens made ``now`` are late. ``tokens``: made since the run began; ``decoding``: sequences,
-        which is how many tokens a step makes."""
+    def look(self, now: float, tokens: int) -> float:
+        """Seconds by which tokens made ``now`` are late. ``tokens``: made since the run began."""
         if self._merges or now <= self._now_s:
             return self.late_s
         made_s = (tokens - self._tokens) * self._token_s
         given_s = max(0.0, now - self._now_s - self._elsewhere_s)
         self._backlog_s = max(0.0, self._backlog_s + made_s - given_s)
         self._elsewhere_s = 0.0
-        late_s = max(0.0, self._backlog_s - decoding * self._token_s)
+        late_s = max(0.0, self._backlog_s - self._decoding() * self._token_s) if self._backlog_s > 0.0 else 0.0
         if late_s > 0.0 or self.late_s > 0.0:
             if self.late_s == 0.0:  # until the look before
                 self._note(self._now_s, 0.0)
@@ -105,17 +105,18 @@ class FrontDesk:
     It is one process, an event loop: tokens go first; then what comes in is read, which it does for all that are there
     before it goes on with any of them; what time is left serves requests in the order in which they came. So the first
     of a burst leaves after all of it has been read. ``in_turn_s``: seconds of that last work, by row (tokenising and
-    passing on). ``made``: how many tokens the engine has made by a moment, and how many sequences are decoding.
+    passing on). ``made``: how many tokens the engine has made by a moment; ``decoding``: how many sequences it has.
     """
 
     def __init__(
         self,
         work: FrontWork,
         in_turn_s: Sequence[float],
-        made: Callable[[float], tuple[int, int]],
+        made: Callable[[float], int],
+        decoding: Callable[[], int],
         leave: Callable[[int, float], None],
     ) -> None:
-        self.tokens = TokenLine(work.token_s, work.merges)
+        self.tokens = TokenLine(work, decoding)
         self._work, self._in_turn_s, self._made, self._leave = work, in_turn_s, made, leave
         self._now_s, self._looked_s, self._seen_tokens = 0.0, 0.0, 0
         self._reading_s = 0.0  # work for what has come in, not yet done
@@ -163,9 +164,9 @@ class FrontDesk:
 
     def _look(self, now: float) -> None:
         """How much of its time tokens take."""
-        tokens, decoding = self._made(now)
+        tokens = self._made(now)
         passed = now - self._looked_s
-        if self.tokens.look(now, tokens, decoding) > 0.0:
+        if self.tokens.look(now, tokens) > 0.0:
             self._share = SHARE_WHEN_LATE
             self._looked_s, self._seen_tokens = now, tokens
             return
@@ -297,7 +298,7 @@ class FrontEnds:
     def late_s(self, worker: Worker, now: float) -> float:
         """By how much a token that an engine has just made is late. The engine is at ``now`` already."""
         line = self._lines.get(worker.index)
-        return 0.0 if line is None else line.look(now, *_tokens_made(worker))
+        return 0.0 if line is None else line.look(now, _tokens_made(worker))
 
     def late_at(self, index: int, moments_s: NDArray[np.float64]) -> NDArray[np.float64]:
         """By how much tokens that an engine made at these moments were late."""
@@ -329,7 +330,9 @@ class FrontEnds:
     def _desks(self) -> dict[int, FrontDesk]:
         in_turn_s = self._in_turn_s.tolist()  # one list for all: a row may come to any of them
         return {
-            worker.index: FrontDesk(self.work, in_turn_s, partial(_tokens_by, worker), self._enter)
+            worker.index: FrontDesk(
+                self.work, in_turn_s, partial(_tokens_by, worker), partial(_sequences, worker), self._enter
+            )
             for worker in self._workers
         }
 
@@ -341,13 +344,16 @@ def _token_s(plan: WorkerPlan, output_tokens: NDArray[np.int64]) -> float:
     return plan.frontend_token_s + plan.frontend_answer_token_s * before
 
 
-def _tokens_by(worker: Worker, now: float) -> tuple[int, int]:
+def _tokens_by(worker: Worker, now: float) -> int:
     """As ``_tokens_made``, by ``now``: an engine lives ahead only when something comes to it."""
     worker.catch_up(now)
     return _tokens_made(worker)
 
 
-def _tokens_made(worker: Worker) -> tuple[int, int]:
-    """Output tokens of an engine so far, and how many sequences it has."""
-    made = sum(engine.totals().decode_tokens for engine in (*worker.lives, worker.engine))
-    return made, worker.engine.load().running
+def _tokens_made(worker: Worker) -> int:
+    """Output tokens of an engine so far."""
+    return sum(engine.totals().decode_tokens for engine in (*worker.lives, worker.engine))
+
+
+def _sequences(worker: Worker) -> int:
+    return worker.engine.load().running

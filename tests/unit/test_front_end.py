@@ -63,7 +63,7 @@ def leaving(work: FrontWork, asked: list[Asked], tokens_per_s: float = 0.0) -> l
         left[row] = now
 
     in_turn_s = [work.request_s + one.prompt_s for one in asked]
-    desk = FrontDesk(work, in_turn_s, lambda now: (int(tokens_per_s * now), 0), leave)
+    desk = FrontDesk(work, in_turn_s, lambda now: int(tokens_per_s * now), lambda: 0, leave)
     door = FrontDoor(clock, {0: desk}, [], [])
     for row, one in enumerate(asked):
         door.add(row, one.at_s + work.rest_s(one.before_s))

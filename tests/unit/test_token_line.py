@@ -10,61 +10,69 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.api import Result, simulate
-from simulator.cluster.frontdesk import TokenLine
+from simulator.cluster.frontdesk import FrontWork, TokenLine
 from simulator.workload.arrivals import Arrivals
 from simulator.workload.trace import Trace
 
 TOKEN_S = 1e-3
 
 
-def line(merges: bool = False) -> TokenLine:
-    return TokenLine(TOKEN_S, merges)
+class Line(TokenLine):
+    """A line before an engine of which each look states how many sequences it has."""
+
+    def __init__(self, merges: bool = False) -> None:
+        self.sequences = 0
+        super().__init__(FrontWork(token_s=TOKEN_S, merges=merges), lambda: self.sequences)
+
+    def see(self, now: float, tokens: int, sequences: int) -> float:
+        self.sequences = sequences
+        return self.look(now, tokens)
 
 
 def test_tokens_made_faster_than_sent_are_later_and_later() -> None:
     """A step of 100 tokens every 50 ms, and 100 ms to send them: 50 ms more with each step."""
-    found, late = line(), []
+    found, late = Line(), []
     for k in range(1, 6):
-        late.append(found.look(0.05 * k, 100 * k, 100))
+        late.append(found.see(0.05 * k, 100 * k, 100))
     assert late == pytest.approx([0.0, 0.0, 0.05, 0.1, 0.15])
     # the first looks find a backlog of no more than one step's
     assert found.late_at(np.array([0.1, 0.125, 0.25])) == pytest.approx([0.0, 0.025, 0.15])
     # nothing is made any more: sent within the backlog's time, 0.25 s after the last step
-    assert found.look(0.35, 500, 0) == pytest.approx(0.15)
-    assert found.look(0.6, 500, 0) == 0.0
+    assert found.see(0.35, 500, 0) == pytest.approx(0.15)
+    assert found.see(0.6, 500, 0) == 0.0
     assert found.most_late_s == pytest.approx(0.15)
 
 
 def test_tokens_sent_as_fast_as_made_are_never_late() -> None:
-    found = line()
-    assert [found.look(0.1 * k, 90 * k, 90) for k in range(1, 50)] == [0.0] * 49
+    found = Line()
+    assert [found.see(0.1 * k, 90 * k, 90) for k in range(1, 50)] == [0.0] * 49
     assert found.late_at(np.linspace(0, 5, 11)).max() == 0.0
 
 
 def test_work_on_requests_takes_time_from_tokens() -> None:
-    found = line()
-    found.look(0.1, 90, 90)
+    found = Line()
+    found.see(0.1, 90, 90)
     found.hold_up(0.05)
-    assert found.look(0.2, 180, 90) == 0.0
+    assert found.see(0.2, 180, 90) == 0.0
     for k in range(3, 9):
         found.hold_up(0.05)
-        found.look(0.1 * k, 90 * k, 90)
+        found.see(0.1 * k, 90 * k, 90)
     # 0.04 s are left over seven times; those of the last step, 0.09 s, are not late
     assert found.late_s == pytest.approx(0.04 * 7 - 0.09)
 
 
 def test_merged_tokens_are_never_late() -> None:
-    found = line(merges=True)
-    assert [found.look(0.05 * k, 100 * k, 100) for k in range(1, 6)] == [0.0] * 5
+    found = Line(merges=True)
+    assert [found.see(0.05 * k, 100 * k, 100) for k in range(1, 6)] == [0.0] * 5
 
 
 @given(st.lists(st.tuples(st.floats(1e-3, 0.5), st.integers(0, 400)), min_size=1, max_size=40))
 def test_tokens_are_sent_in_turn_and_one_at_a_time(steps: list[tuple[float, int]]) -> None:
     """What was made by a moment has been sent once it is no longer late, and lateness falls no faster than time."""
-    found, now, made, last = line(), 0.0, 0, (0.0, 0.0)
+    found, now, made, last = Line(), 0.0, 0, (0.0, 0.0)
     for passed, tokens in steps:
         now, made = now + passed, made + tokens
-        late = found.look(now, made, tokens)
+        late = found.see(now, made, tokens)
         assert late >= 0.0
         assert now + late >= last[0] + last[1] - tokens * TOKEN_S - 1e-9
         assert late <= made * TOKEN_S
