@@ -44,8 +44,8 @@ class FrontWork:
 
     @property
     def queues(self) -> bool:
-        """Whether requests can wait for one another here."""
-        return self.accept_s > 0.0 or self.request_s > 0.0
+        """Whether requests can wait for one another here, or tokens."""
+        return self.accept_s > 0.0 or self.request_s > 0.0 or (self.token_s > 0.0 and not self.merges)
 
     def rest_s(self, before_s: float) -> float:
         """Of the time that a lone request of no tokens takes, what is nobody's work: it passes first, on the way."""

@@ -136,7 +136,10 @@ def _stated_settings(cell: object, place: str) -> dict[str, Any]:
         key, sign, value = pair.partition("=")
         if not (key and sign and value):
             raise InputError(f"{place}: engine_settings: found '{pair}'; allowed: key=value, several between spaces")
-        found[key] = yaml.safe_load(value)
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"{place}: engine_settings: found '{pair}': the value is not YAML") from None
     return found
 
 

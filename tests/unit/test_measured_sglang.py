@@ -84,7 +84,9 @@ def test_rows_say_what_the_requests_say() -> None:
         assert np.percentile(tpot_ms, 90) == pytest.approx(row["tpot_p90_ms"], rel=2e-3)
 
 
-@pytest.mark.parametrize(("cell", "said"), [("mixed_chunk", "key=value"), ("mixed_chnk=true", "mixed_chunk")])
+@pytest.mark.parametrize(
+    ("cell", "said"), [("mixed_chunk", "key=value"), ("mixed_chnk=true", "mixed_chunk"), ("mixed_chunk=[", "YAML")]
+)
 def test_bad_settings_are_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], cell: str, said: str
 ) -> None:

@@ -86,7 +86,7 @@ def served(clients: int, **front: Any) -> Result:
         "engine": {"profile": "sglang", "max_running_requests": 64, "context_length": 4096},
         "pools": [{"name": "all", "role": "colocated"}],
         "step_time": {"base_s": 0.01},
-        "frontend": {"before_s": 0.0, "after_s": 0.0, "request_s": 1e-6, **front},
+        "frontend": {"before_s": 0.0, "after_s": 0.0, **front},
         "kv_blocks": 100_000,
     }
     n = 3 * clients
@@ -119,7 +119,7 @@ def test_an_open_loop_gets_its_tokens_no_faster_than_they_can_be_sent() -> None:
         "engine": {"profile": "sglang", "max_running_requests": 64, "context_length": 4096},
         "pools": [{"name": "all", "role": "colocated"}],
         "step_time": {"base_s": 0.01},
-        "frontend": {"before_s": 0.0, "after_s": 0.0, "request_s": 1e-6, "token_s": 1e-3},
+        "frontend": {"before_s": 0.0, "after_s": 0.0, "token_s": 1e-3},
         "kv_blocks": 100_000,
     }
     trace = Trace.from_columns(np.linspace(0.0, 2.0, 40), np.full(40, 10), np.full(40, 200))
