@@ -67,8 +67,9 @@ routing: {prefill: least_pending_tokens, decode: most_free_blocks}
     topology = load_topology(path)
     assert topology.gpus == 2 * 2 + 4 * 4
     assert topology.pool("decode").engine == {"max_num_seqs": 512}
+    # the shipped one runs the same engine behind its HTTP server
     assert topology == load_topology("b200-prefill-h100-decode").model_copy(
-        update={"source": str(path), "description": ""}
+        update={"source": str(path), "description": "", "engine": "vllm-0.25"}
     )
 
 
