@@ -64,12 +64,7 @@ def _worker(pool: PoolPart, engine: Engine, index: int, number: int) -> WorkerPl
         step_cost=engine.step_cost,
         frontend_before_s=engine.before_s,
         frontend_after_s=engine.after_s,
-        frontend_prompt_token_s=engine.frontend_prompt_token_s,
-        frontend_accept_s=engine.frontend_accept_s,
-        frontend_request_s=engine.frontend_request_s,
-        frontend_token_s=engine.frontend_token_s,
-        frontend_answer_token_s=engine.frontend_answer_token_s,
-        frontend_merges=engine.frontend_merges,
+        front=engine.front,
         deliver_token_s=engine.deliver_token_s,
         memory=engine.memory,
     )

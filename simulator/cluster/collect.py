@@ -114,9 +114,9 @@ def _behind_s(cluster: Cluster) -> Floats:
 def _late_s(cluster: Cluster, made_s: Floats) -> Floats:
     """Seconds that tokens made at these moments, one of each request, are late because front ends cannot keep up."""
     maker, found = _last_worker(cluster), np.zeros_like(made_s)
-    for index in cluster.front.most_late_s():
+    for index, line in cluster.front.lines.items():
         rows = np.flatnonzero((maker == index) & ~np.isnan(made_s))
-        found[rows] = cluster.front.late_at(index, made_s[rows])
+        found[rows] = line.late_at(made_s[rows])
     return found
 
 

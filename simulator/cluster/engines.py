@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TypeVar
 
 from simulator.cluster.checks import kv_blocks, pool_part, settings_layers
 from simulator.cluster.memory import Demand, MemorySum, kv_windows, memory_sum, refuse
+from simulator.cluster.plan import FrontWork
 from simulator.cluster.profiles import EngineProfile, load_profile
 from simulator.cluster.schema import FrontendPart, HostPart, PoolPart, StepTimePart, Topology
 from simulator.cluster.settings import FROM_MODEL, FROM_PROFILE, Family, Value
@@ -55,12 +56,7 @@ class Engine:
     after_s: float
     memory: MemorySum | None
     warnings: tuple[str, ...]
-    frontend_prompt_token_s: float = 0.0
-    frontend_accept_s: float = 0.0
-    frontend_request_s: float = 0.0
-    frontend_token_s: float = 0.0
-    frontend_answer_token_s: float = 0.0
-    frontend_merges: bool = False
+    front: FrontWork = field(default_factory=FrontWork)
     deliver_token_s: float = 0.0
 
     @property
@@ -240,26 +236,16 @@ def _with_costs(engine: Engine, topology: Topology, pool: PoolPart) -> Engine:
     costs = costs.on_host(engine.gpu.host_speed)
     engine = replace(engine, step_cost=cost, before_s=costs.frontend_s, after_s=costs.detokenise_s)
     if topology.frontend.before_s is None:  # the profile's, where nobody says how long a request takes
-        engine = replace(
-            engine,
-            frontend_prompt_token_s=costs.frontend_prompt_token_s,
-            frontend_accept_s=costs.frontend_accept_s,
-            frontend_request_s=costs.frontend_request_s,
-            frontend_token_s=costs.frontend_token_s,
-            frontend_answer_token_s=costs.frontend_answer_token_s,
-            frontend_merges=costs.frontend_merges,
-            deliver_token_s=costs.deliver_token_s,
-        )
+        front = FrontWork(**{work.name: getattr(costs, f"frontend_{work.name}") for work in fields(FrontWork)})
+        engine = replace(engine, front=front, deliver_token_s=costs.deliver_token_s)
     return _with_front_end(engine, topology.frontend)
 
 
 def _with_front_end(engine: Engine, front: FrontendPart) -> Engine:
     """The engine with what the topology says of its front end."""
-    said = {"before_s": front.before_s, "after_s": front.after_s} | {
-        f"frontend_{key}": getattr(front, key)
-        for key in ("accept_s", "request_s", "token_s", "answer_token_s", "merges")
-    }
-    return replace(engine, **{key: value for key, value in said.items() if value is not None})
+    said = front.model_dump(exclude_none=True)
+    times = {key: said.pop(key) for key in ("before_s", "after_s") if key in said}
+    return replace(engine, **times, front=replace(engine.front, **said))
 
 
 def _largest_step(engine: Engine) -> int:

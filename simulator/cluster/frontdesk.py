@@ -6,13 +6,13 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cluster.plan import WorkerPlan
+from simulator.cluster.plan import FrontWork, WorkerPlan
 from simulator.cluster.processes import Clock, LoadSource, Worker
 from simulator.compiled import compiled
 
@@ -29,27 +29,6 @@ SHARE_WHEN_LATE = 0.5
 WORTH_SAYING_S = 0.1
 #: Work that is only a rounding error.
 _DONE_S = 1e-12
-
-
-@dataclass(frozen=True)
-class FrontWork:
-    """The front end's own work, in seconds: on a request as it comes (reading, parsing), on its way to the engine
-    (beside tokenising), and on a token sent to a client. All zero where nobody waits for anybody. ``merges``: tokens of
-    one answer that have not been sent when the next one comes go with it, so that none waits for long."""
-
-    accept_s: float = 0.0
-    request_s: float = 0.0
-    token_s: float = 0.0
-    merges: bool = False
-
-    @property
-    def queues(self) -> bool:
-        """Whether requests can wait for one another here, or tokens."""
-        return self.accept_s > 0.0 or self.request_s > 0.0 or (self.token_s > 0.0 and not self.merges)
-
-    def rest_s(self, before_s: float) -> float:
-        """Of the time that a lone request of no tokens takes, what is nobody's work: it passes first, on the way."""
-        return max(before_s - self.accept_s - self.request_s, 0.0)
 
 
 class TokenLine:
@@ -168,10 +147,9 @@ class FrontDesk:
         passed = now - self._looked_s
         if self.tokens.look(now, tokens) > 0.0:
             self._share = SHARE_WHEN_LATE
-            self._looked_s, self._seen_tokens = now, tokens
-            return
-        busy = min((tokens - self._seen_tokens) * self._work.token_s / passed, MOST_FOR_TOKENS)
-        self._share += (busy - self._share) * -math.expm1(-passed / SMOOTHING_S)
+        else:
+            busy = min((tokens - self._seen_tokens) * self._work.token_s / passed, MOST_FOR_TOKENS)
+            self._share += (busy - self._share) * -math.expm1(-passed / SMOOTHING_S)
         self._looked_s, self._seen_tokens = now, tokens
 
 
@@ -263,10 +241,11 @@ class FrontEnds:
     ) -> None:
         first = next(plan for plan in plans if plan.role != "decode")
         input_tokens, output_tokens = lengths
-        token_s = 0.0 if first.role == "prefill" else _token_s(first, output_tokens)  # there, others send the tokens
-        merges = first.frontend_merges
-        self.work = FrontWork(first.frontend_accept_s, first.frontend_request_s, token_s, merges)
-        prompt_s = first.frontend_prompt_token_s * input_tokens.astype(np.float64)
+        token_s = (
+            0.0 if first.role == "prefill" else _token_s(first.front, output_tokens)
+        )  # there, others send the tokens
+        self.work = replace(first.front, token_s=token_s, answer_token_s=0.0)
+        prompt_s = self.work.prompt_token_s * input_tokens.astype(np.float64)
         self._in_turn_s = self.work.request_s + prompt_s
         self.before_s = first.frontend_before_s + prompt_s
         rest_s = self.work.rest_s(first.frontend_before_s)
@@ -275,7 +254,8 @@ class FrontEnds:
         self._workers = [worker for worker, plan in zip(workers, plans, strict=True) if plan.role != "decode"]
         # where nothing is left to chance, who waits how long is worked out at once
         self._one_by_one = self.work.queues and not (known and token_s == 0.0)
-        self._lines: dict[int, TokenLine] = {}  # by index of the engine
+        #: By index of the engine, where tokens can be late.
+        self.lines: dict[int, TokenLine] = {}
 
     def open(self, sent_s: NDArray[np.float64], rows: NDArray[np.int64]) -> LoadSource:
         """Lets in requests sent at ``sent_s``; further ones may be added ``way_s`` after they are sent."""
@@ -284,8 +264,8 @@ class FrontEnds:
         moments, rows = moments[order], rows[order]
         if self._one_by_one:
             desks = self._desks()
-            if self.work.token_s > 0.0 and not self.work.merges:
-                self._lines = {index: desk.tokens for index, desk in desks.items()}
+            if self.work.queues_tokens:
+                self.lines = {index: desk.tokens for index, desk in desks.items()}
             return FrontDoor(self._clock, desks, moments.tolist(), rows.tolist(), self._reachable)
         if self.work.queues:
             in_turn_s, count = self._in_turn_s[rows], len(self._workers)
@@ -297,18 +277,8 @@ class FrontEnds:
 
     def late_s(self, worker: Worker, now: float) -> float:
         """By how much a token that an engine has just made is late. The engine is at ``now`` already."""
-        line = self._lines.get(worker.index)
+        line = self.lines.get(worker.index)
         return 0.0 if line is None else line.look(now, _tokens_made(worker))
-
-    def late_at(self, index: int, moments_s: NDArray[np.float64]) -> NDArray[np.float64]:
-        """By how much tokens that an engine made at these moments were late."""
-        line = self._lines.get(index)
-        return np.zeros_like(moments_s) if line is None else line.late_at(moments_s)
-
-    def most_late_s(self) -> dict[int, float]:
-        """By index of the engine, where tokens were late, by how much at most."""
-        found = {index: line.most_late_s for index, line in self._lines.items()}
-        return {index: late_s for index, late_s in found.items() if late_s > 0.0}
 
     def settle(self, now: float) -> None:
         """The run is over: what tokens wait for since the last request came."""
@@ -317,7 +287,8 @@ class FrontEnds:
 
     def warnings(self, names: Sequence[str]) -> tuple[str, ...]:
         """What to say of front ends that cannot keep up. ``names`` of all engines."""
-        late = {names[index]: late_s for index, late_s in self.most_late_s().items() if late_s >= WORTH_SAYING_S}
+        late = {names[index]: line.most_late_s for index, line in self.lines.items()}
+        late = {name: late_s for name, late_s in late.items() if late_s >= WORTH_SAYING_S}
         if not late:
             return ()
         worst = max(late, key=lambda name: late[name])
@@ -337,11 +308,11 @@ class FrontEnds:
         }
 
 
-def _token_s(plan: WorkerPlan, output_tokens: NDArray[np.int64]) -> float:
+def _token_s(work: FrontWork, output_tokens: NDArray[np.int64]) -> float:
     """Seconds of work on a token: the mean over all, as they stand behind few or many of their answer."""
     total = float(output_tokens.sum())
     before = float((output_tokens * (output_tokens - 1.0)).sum()) / 2.0 / total if total > 0.0 else 0.0
-    return plan.frontend_token_s + plan.frontend_answer_token_s * before
+    return work.token_s + work.answer_token_s * before
 
 
 def _tokens_by(worker: Worker, now: float) -> int:

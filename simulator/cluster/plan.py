@@ -19,6 +19,35 @@ from simulator.network.fabric import Network
 
 
 @dataclass(frozen=True)
+class FrontWork:
+    """An engine's front end's own work, in seconds: on a request as it comes (reading, parsing), on its way to the
+    engine and on each token of its prompt (tokenising), and on a token sent to a client, with so much more for each
+    that its answer has already. All zero where nobody waits for anybody. ``merges``: tokens of one answer that have not
+    been sent when the next one comes go with it, so that none waits for long."""
+
+    accept_s: float = 0.0
+    request_s: float = 0.0
+    prompt_token_s: float = 0.0
+    token_s: float = 0.0
+    answer_token_s: float = 0.0
+    merges: bool = False
+
+    @property
+    def queues(self) -> bool:
+        """Whether requests can wait for one another here, or tokens."""
+        return self.accept_s > 0.0 or self.request_s > 0.0 or self.queues_tokens
+
+    @property
+    def queues_tokens(self) -> bool:
+        """Whether tokens can wait for one another."""
+        return self.token_s > 0.0 and not self.merges
+
+    def rest_s(self, before_s: float) -> float:
+        """Of the time that a lone request of no tokens takes, what is nobody's work: it passes first, on the way."""
+        return max(before_s - self.accept_s - self.request_s, 0.0)
+
+
+@dataclass(frozen=True)
 class WorkerPlan:
     """One engine.
 
@@ -46,12 +75,7 @@ class WorkerPlan:
     step_cost: StepCostTable
     frontend_before_s: float
     frontend_after_s: float
-    frontend_prompt_token_s: float = 0.0
-    frontend_accept_s: float = 0.0
-    frontend_request_s: float = 0.0
-    frontend_token_s: float = 0.0
-    frontend_answer_token_s: float = 0.0
-    frontend_merges: bool = False
+    front: FrontWork = FrontWork()
     deliver_token_s: float = 0.0
     node: int = -1
     memory: MemorySum | None = None

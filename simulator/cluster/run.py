@@ -100,11 +100,11 @@ class Cluster:
         except LimitError as limit:
             self.warnings += (f"{limit}; {self._so_far()}",)
         done = ~np.isnan(self.desk.last_token_s)
-        self.front.settle(float(self.desk.last_token_s[done].max()) if done.any() else 0.0)
+        end_s = float(self.desk.last_token_s[done].max()) if done.any() else 0.0
+        self.front.settle(end_s)
         self.warnings += self.front.warnings([worker.name for worker in self.plan.workers])
         self.state[done & (self.state == UNFINISHED)] = COMPLETED
         if self.faults is not None:
-            end_s = float(self.desk.last_token_s[done].max()) if done.any() else 0.0
             self.faults.settle(end_s)
             if self.scaler is not None:
                 self.scaler.settle(end_s)

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from simulator.cluster.assembly import assemble
 from simulator.cluster.plan import ClusterPlan
 from simulator.cluster.simulation import run_plan
 from simulator.cluster.topology import load_topology
 from simulator.errors import InputError
+from simulator.schema import parse_yaml
 from simulator.validation.machines import host_of
 from simulator.validation.prefix_hits import shared_prefixes
 from simulator.validation.routing import profile_of
@@ -131,15 +131,12 @@ def _stated_settings(cell: object, place: str) -> dict[str, Any]:
     """``key=value`` pairs between spaces; none where the cell is empty."""
     if pd.isna(cell):  # type: ignore[call-overload]
         return {}
-    found = {}
+    found: dict[str, Any] = {}
     for pair in str(cell).split():
         key, sign, value = pair.partition("=")
         if not (key and sign and value):
             raise InputError(f"{place}: engine_settings: found '{pair}'; allowed: key=value, several between spaces")
-        try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise InputError(f"{place}: engine_settings: found '{pair}': the value is not YAML") from None
+        found |= parse_yaml(f"{key}: {value}", f"{place}: engine_settings: found '{pair}'")
     return found
 
 

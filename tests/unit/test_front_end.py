@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.api import simulate
-from simulator.cluster.frontdesk import MOST_FOR_TOKENS, SHARE_WHEN_LATE, FrontDesk, FrontDoor, FrontWork, leave_moments
+from simulator.cluster.frontdesk import MOST_FOR_TOKENS, SHARE_WHEN_LATE, FrontDesk, FrontDoor, leave_moments
+from simulator.cluster.plan import FrontWork
 from simulator.cluster.processes import Clock
 from simulator.workload.trace import Trace
 

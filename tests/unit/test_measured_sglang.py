@@ -19,9 +19,9 @@ def rows() -> pd.DataFrame:
     return pd.read_csv(MEASURED / "workloads.csv")
 
 
-def replayed(stage: str, name: str, **changes: Any) -> WorkloadResult:
+def replayed(stage: str, name: str, *overrides: str, **changes: Any) -> WorkloadResult:
     row = rows().query("stage == @stage and workload == @name").to_dict("records")[0]
-    return replay({**row, **changes}, MEASURED)
+    return replay({**row, **changes}, MEASURED, overrides)
 
 
 def error(found: WorkloadResult, metric: str, statistic: str = "mean") -> float:
@@ -61,17 +61,11 @@ def mixed_share(figures: list[Any], field: str) -> float:
 def test_512_clients_wait_for_the_front_end_not_for_the_engine() -> None:
     """Its steps take 16 ms, and clients get a token every 39: without a line of tokens, two thirds of that are missing."""
     row = ("h200f_sglang", "short_prompts_c512")
-    queued = replayed(*row)
-    merged = replayed(*row, engine_settings="max_running_requests=512 context_length=16384", engine_profile="sglang")
+    queued, at_once = replayed(*row), replayed(*row, "frontend.merges=true")
+    other = replayed(*row, engine_settings="max_running_requests=512 context_length=16384", engine_profile="sglang")
     assert abs(error(queued, "tpot")) < 20
-    at_once = replay_without_line(*row)
-    assert at_once < -40
-    assert abs(error(merged, "tpot")) < 30  # the profile fitted to other servers tells the same
-
-
-def replay_without_line(stage: str, name: str) -> float:
-    row = rows().query("stage == @stage and workload == @name").to_dict("records")[0]
-    return error(replay(row, MEASURED, ("frontend.merges=true",)), "tpot")
+    assert error(at_once, "tpot") < -40
+    assert abs(error(other, "tpot")) < 30  # the profile fitted to other servers tells the same
 
 
 def test_rows_say_what_the_requests_say() -> None:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.api import Result, simulate
-from simulator.cluster.frontdesk import FrontWork, TokenLine
+from simulator.cluster.frontdesk import TokenLine
+from simulator.cluster.plan import FrontWork
 from simulator.workload.arrivals import Arrivals
 from simulator.workload.trace import Trace
 
@@ -79,9 +80,9 @@ def test_tokens_are_sent_in_turn_and_one_at_a_time(steps: list[tuple[float, int]
         last = (now, late)
 
 
-def served(clients: int, **front: Any) -> Result:
-    """A closed loop on an engine whose steps take 10 ms whatever is in them."""
-    topology = {
+def server(**front: Any) -> dict[str, Any]:
+    """An engine whose steps take 10 ms whatever is in them."""
+    return {
         "name": "server",
         "engine": {"profile": "sglang", "max_running_requests": 64, "context_length": 4096},
         "pools": [{"name": "all", "role": "colocated"}],
@@ -89,9 +90,13 @@ def served(clients: int, **front: Any) -> Result:
         "frontend": {"before_s": 0.0, "after_s": 0.0, **front},
         "kv_blocks": 100_000,
     }
+
+
+def served(clients: int, **front: Any) -> Result:
+    """A closed loop on that engine."""
     n = 3 * clients
     trace = Trace.from_columns(np.zeros(n), np.full(n, 10), np.full(n, 200), max_output_tokens=np.full(n, 200))
-    return simulate(trace, topology, arrivals=Arrivals("closed", clients=clients))
+    return simulate(trace, server(**front), arrivals=Arrivals("closed", clients=clients))
 
 
 def tpot_s(result: Result) -> np.ndarray:
@@ -113,23 +118,15 @@ def test_a_front_end_that_cannot_keep_up_sets_the_pace() -> None:
 
 
 def test_an_open_loop_gets_its_tokens_no_faster_than_they_can_be_sent() -> None:
-    """40 requests of 200 tokens within 2 s: 8,000 tokens of 1 ms take 8 s, and 4 s of 0.5 ms; the engine is done in 4."""
-    topology = {
-        "name": "server",
-        "engine": {"profile": "sglang", "max_running_requests": 64, "context_length": 4096},
-        "pools": [{"name": "all", "role": "colocated"}],
-        "step_time": {"base_s": 0.01},
-        "frontend": {"before_s": 0.0, "after_s": 0.0, "token_s": 1e-3},
-        "kv_blocks": 100_000,
-    }
+    """40 requests of 200 tokens within 2 s: 8,000 tokens of 1 ms take 8 s, those of 0.1 ms wait for nobody; the engine is done in 4."""
     trace = Trace.from_columns(np.linspace(0.0, 2.0, 40), np.full(40, 10), np.full(40, 200))
-    ends = [simulate(trace, topology, overrides=[f"frontend.token_s={s}"]).run.last_completion_s for s in (1e-3, 1e-4)]
+    ends = [simulate(trace, server(token_s=token_s)).run.last_completion_s for token_s in (1e-3, 1e-4)]
     assert ends[1] == pytest.approx(4.0, abs=0.1)
     assert ends[0] == pytest.approx(8.0, rel=0.05)
 
 
 def test_tokens_far_into_an_answer_cost_more() -> None:
-    """0.01 ms for each token before it: over 200 tokens, as if each cost 1 ms more than 1 ms on the mean."""
+    """0.01 ms for each token before it: over 200 tokens 1 ms more than 0.5 on the mean."""
     assert np.median(tpot_s(served(10, token_s=0.5e-3, answer_token_s=1e-5))) == pytest.approx(0.015, rel=0.03)
     assert np.median(tpot_s(served(10, token_s=0.5e-3))) == pytest.approx(0.01, rel=0.03)
 
