@@ -226,7 +226,8 @@ class FrontEnds:
     nobody; ``way_s``, the part of it until the request comes to where it may wait (all of it where it cannot).
     ``lengths``: tokens of prompts and of answers. ``known``: whether all moments of sending are known beforehand.
     ``enter``: called with a row that is through.
-    ``reachable``: indexes of the engines that there are now, where they come and go.
+    ``reachable``: indexes of the engines that there are now, where they come and go. Decode engines, to which requests
+    come some other way, have lines of tokens.
     """
 
     def __init__(
@@ -241,10 +242,8 @@ class FrontEnds:
     ) -> None:
         first = next(plan for plan in plans if plan.role != "decode")
         input_tokens, output_tokens = lengths
-        token_s = (
-            0.0 if first.role == "prefill" else _token_s(first.front, output_tokens)
-        )  # there, others send the tokens
-        self.work = replace(first.front, token_s=token_s, answer_token_s=0.0)
+        sends = first.role != "prefill"  # there, others send the tokens
+        self.work = _mean_token(first.front, output_tokens) if sends else replace(first.front, token_s=0.0)
         prompt_s = self.work.prompt_token_s * input_tokens.astype(np.float64)
         self._in_turn_s = self.work.request_s + prompt_s
         self.before_s = first.frontend_before_s + prompt_s
@@ -253,9 +252,15 @@ class FrontEnds:
         self._clock, self._enter, self._reachable = clock, enter, reachable
         self._workers = [worker for worker, plan in zip(workers, plans, strict=True) if plan.role != "decode"]
         # where nothing is left to chance, who waits how long is worked out at once
-        self._one_by_one = self.work.queues and not (known and token_s == 0.0)
+        self._one_by_one = self.work.queues and not (known and self.work.token_s == 0.0)
         #: By index of the engine, where tokens can be late.
-        self.lines: dict[int, TokenLine] = {}
+        self.lines: dict[int, TokenLine] = {
+            worker.index: TokenLine(_mean_token(plan.front, output_tokens), partial(_sequences, worker))
+            for worker, plan in zip(workers, plans, strict=True)
+            if plan.role == "decode" and plan.front.queues_tokens
+        }
+        self._own_work = {index: plans[index].front for index in self.lines}
+        self._input_tokens, self._all = input_tokens, workers
 
     def open(self, sent_s: NDArray[np.float64], rows: NDArray[np.int64]) -> LoadSource:
         """Lets in requests sent at ``sent_s``; further ones may be added ``way_s`` after they are sent."""
@@ -265,7 +270,7 @@ class FrontEnds:
         if self._one_by_one:
             desks = self._desks()
             if self.work.queues_tokens:
-                self.lines = {index: desk.tokens for index, desk in desks.items()}
+                self.lines |= {index: desk.tokens for index, desk in desks.items()}
             return FrontDoor(self._clock, desks, moments.tolist(), rows.tolist(), self._reachable)
         if self.work.queues:
             in_turn_s, count = self._in_turn_s[rows], len(self._workers)
@@ -280,9 +285,17 @@ class FrontEnds:
         line = self.lines.get(worker.index)
         return 0.0 if line is None else line.look(now, _tokens_made(worker))
 
+    def also_came(self, row: int, worker: Worker, now: float) -> None:
+        """A request is at the engine that decodes it, too, whose own front end has read and tokenised it."""
+        if worker.index in self.lines:
+            work = self._own_work[worker.index]
+            own_s = work.accept_s + work.request_s + work.prompt_token_s * float(self._input_tokens[row])
+            self.lines[worker.index].hold_up(own_s)
+            self.late_s(worker, now)
+
     def settle(self, now: float) -> None:
         """The run is over: what tokens wait for since the last request came."""
-        for worker in self._workers:
+        for worker in self._all:
             self.late_s(worker, now)
 
     def warnings(self, names: Sequence[str]) -> tuple[str, ...]:
@@ -308,11 +321,11 @@ class FrontEnds:
         }
 
 
-def _token_s(work: FrontWork, output_tokens: NDArray[np.int64]) -> float:
-    """Seconds of work on a token: the mean over all, as they stand behind few or many of their answer."""
+def _mean_token(work: FrontWork, output_tokens: NDArray[np.int64]) -> FrontWork:
+    """The work with one number for a token: the mean over all, as they stand behind few or many of their answer."""
     total = float(output_tokens.sum())
     before = float((output_tokens * (output_tokens - 1.0)).sum()) / 2.0 / total if total > 0.0 else 0.0
-    return work.token_s + work.answer_token_s * before
+    return replace(work, token_s=work.token_s + work.answer_token_s * before, answer_token_s=0.0)
 
 
 def _tokens_by(worker: Worker, now: float) -> int:

@@ -86,6 +86,7 @@ class Route:
     """One handover's arithmetic between two engines. A transfer waits ``delay_s``, then ``wire_bytes`` flow.
 
     ``decode_s_per_block``, ``chunk_blocks``: time to undo compression, done chunk by chunk while later ones travel.
+    ``per_run_s``: for each stretch of blocks that lie side by side, where these are one piece.
     ``window_bytes``: layers with a sliding window, whatever the prompt's length. ``post_s_per_block``: of
     ``per_block_s``, what an engine that reads spends in its own loop to post the pieces of a block.
     """
@@ -97,10 +98,11 @@ class Route:
     decode_s_per_block: float = 0.0
     chunk_blocks: int = 1
     post_s_per_block: float = 0.0
+    per_run_s: float = 0.0
 
-    def delay_s(self, blocks: int) -> float:
-        """Seconds before the bytes flow: setting up, and what each block costs apart from its bytes."""
-        return self.setup_s + self.per_block_s * blocks
+    def delay_s(self, blocks: int, runs: float = 1.0) -> float:
+        """Seconds before the bytes flow: setting up, and what blocks and runs of blocks cost apart from their bytes."""
+        return self.setup_s + self.per_block_s * blocks + self.per_run_s * runs
 
     def wire_bytes(self, blocks: int, *, last: bool = True) -> float:
         """Bytes on the wire, all GPUs together; a prompt's windows go with its last piece. Explicit times have none."""

@@ -45,6 +45,8 @@ class TransferFile(Schema):
     mode: TransferMode = "pull"
     setup_s: Seconds | None = None
     per_descriptor_s: Seconds | None = None
+    setup_in_turn: bool | None = None
+    merges_blocks: bool | None = None
     layerwise_from_tokens: Annotated[int, Field(ge=0, le=10**9)] | None = None
     source: str | None = None
 
@@ -88,6 +90,8 @@ class EngineProfile:
     transfer_mode: str
     transfer_link: Mapping[str, float]
     layerwise_from_tokens: int
+    setup_in_turn: bool
+    merges_blocks: bool
     memory: Mapping[str, Any]
     costs: Mapping[str, Any]
     source: str = field(compare=False, default="")
@@ -131,6 +135,8 @@ def load_profile(name: str, place: str = "engine") -> EngineProfile:
         transfer_mode=read.kv_transfer.mode,
         transfer_link={key: value for key, value in transfer.items() if key.endswith("_s")},
         layerwise_from_tokens=read.kv_transfer.layerwise_from_tokens or 0,
+        setup_in_turn=bool(read.kv_transfer.setup_in_turn),
+        merges_blocks=bool(read.kv_transfer.merges_blocks),
         memory=read.memory.model_dump(exclude_none=True),
         costs=read.costs,
         source=path.name,

@@ -165,6 +165,7 @@ class Cluster:
             elif kind == CHUNK:
                 handover.chunk(row, value, since, at)
             elif kind == READ:
+                self.front.also_came(row, worker, at)
                 handover.memory_taken(worker.index, row, slot, value, at)
             elif kind == PREFILLED:
                 self._computed(worker, row, at)
@@ -276,12 +277,14 @@ class Cluster:
         engine = Engine(spec, content, self.desk.record)
         return Worker(self.clock, plan.index, engine, prefill_rate(plan.step_cost, plan.max_step_tokens), self.hear)
 
-    def _send_post_s(self, index: int) -> tuple[float, float]:
-        """Seconds that the loop of an engine that pushes spends on posting the write of a prompt, and of each block."""
+    def _send_post_s(self, index: int) -> tuple[float, float, float]:
+        """Seconds that the loop of an engine that pushes spends on posting the write of a prompt, of each block, and of
+        each run of blocks side by side."""
         transfer = self.plan.transfer
         routes = [] if transfer is None or not transfer.setup_in_turn else transfer.routes.items()
         return max(
-            ((route.setup_s, route.per_block_s) for (src, _), route in routes if src == index), default=(0.0, 0.0)
+            ((route.setup_s, route.per_block_s, route.per_run_s) for (src, _), route in routes if src == index),
+            default=(0.0, 0.0, 0.0),
         )
 
     def _read_post_s(self, index: int) -> float:
@@ -307,6 +310,7 @@ class Cluster:
             choose_decode=self.dispatch.decode,
             fail=self.fail,
             entry_before_s=self.front.before_s,
+            kv_runs=self.desk.kv_runs,
             decode_before_s=self.plan.workers[self.dispatch.second.workers[0].index].frontend_before_s,
             timeout_s=None if self.plan.faults is None else self.plan.faults.transfer_timeout_s,
         )

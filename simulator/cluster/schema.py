@@ -143,7 +143,8 @@ class KvTransferPart(Part):
     mode: TransferMode | None = None
     compression: str | CompressionPart = "none"
     setup_s: Seconds | None = None
-    setup_in_turn: bool = False
+    setup_in_turn: bool | None = None
+    merges_blocks: bool | None = None
     per_block_s: Seconds | None = None
     per_descriptor_s: Seconds | None = None
     coalesced_blocks: Annotated[float, Field(ge=1, le=1e6, allow_inf_nan=False)] = 1.0

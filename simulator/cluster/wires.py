@@ -87,7 +87,7 @@ def plan_transfer(topology: Topology, workers: Sequence[WorkerPlan], engines: Se
         kv_bits=16.0 if model is None else _kv_bits(model, engines[0]),
         places=Places(len(workers)),
         changes=laid.changes,
-        setup_in_turn=part.setup_in_turn,
+        setup_in_turn=engines[0].profile.setup_in_turn if part.setup_in_turn is None else part.setup_in_turn,
     )
 
 
@@ -233,6 +233,9 @@ def _route(topology: Topology, engine: Engine, hop: Hop, links: Sequence[Link]) 
         setup += per_piece * pieces
     first, last = hop.kind in _FIRST, hop.kind in _LAST
     per_block = 0.0 if gathered else per_piece * (1.0 if hop.kind == "hosts" else pieces) / part.coalesced_blocks
+    per_run, merges = 0.0, engine.profile.merges_blocks if part.merges_blocks is None else part.merges_blocks
+    if merges and hop.kind == "gpus":
+        per_block, per_run = 0.0, per_block
     return Route(
         setup_s=setup,
         per_block_s=per_block + (compression.encode_s_per_token * tokens if first else 0.0),
@@ -241,6 +244,7 @@ def _route(topology: Topology, engine: Engine, hop: Hop, links: Sequence[Link]) 
         decode_s_per_block=compression.decode_s_per_token * tokens if last else 0.0,
         chunk_blocks=max(1, compression.chunk_tokens // tokens),
         post_s_per_block=per_block * max(link.posting for link in links) if hop.kind == "gpus" else 0.0,
+        per_run_s=per_run,
     )
 
 

@@ -145,12 +145,13 @@ class EngineCosts:
     ``simulator.cost.launches``), and the GPU idles between their kernels for ``eager_gap_s`` a layer.
     ``launch_queue``: kernels that may wait on the GPU; a host that launches more stands still until there is room (0:
     not told apart). ``launch_ahead``: with overlap, one with prefill tokens is launched while the one before it runs,
-    whose tokens are handed out only afterwards, and ``mixed_step_s`` is what goes by before its first kernel; without,
-    launching is a floor under the step's own time. ``launch_seq_s``: of such a launch, for each sequence of the step
-    up to ``launch_most_seqs``. ``launch_jitter``: share of it that is exponentially distributed. ``launch_swing``:
-    share by which the host's pace makes it shorter or longer, for ``launch_stretch_s`` at a time. ``stall_rate_hz``,
-    ``stall_s``: how often something else keeps the host from launching, and for how long on average; of the machine,
-    not of the engine. A pure decode step is launched in the host work of a step, and holds results back in the same
+    whose tokens are handed out only afterwards, and ``mixed_step_s`` is what goes by before its first kernel (an engine
+    of SGLang then looks at once for what has come meanwhile); without, launching is a floor under the step's own time.
+    ``launch_seq_s``: of such a launch, for each sequence of the step up to ``launch_most_seqs``. ``launch_jitter``:
+    share of it that is exponentially distributed. ``launch_swing``: share by which the host's pace makes it shorter or
+    longer, for ``launch_stretch_s`` at a time. ``stall_rate_hz``, ``stall_s``: how often something else keeps the host
+    from launching, and for how long on average; of the machine, not of the engine. A pure decode step is launched in
+    the host work of a step, and, but in SGLang's engines, holds results back in the same
     way. ``frontend_s``: per request before it is first scheduled, and ``frontend_prompt_token_s`` for each token of
     its prompt (parsing, tokenising, passing on); ``detokenise_s``: from a token's step to the client, and
     ``deliver_token_s`` for each token of the step that is handed out before it: a new request's is the last.

@@ -281,6 +281,12 @@ def decode_step_seconds(cost, seqs, context):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def decode_host_seconds(cost, seqs):  # type: ignore[no-untyped-def]
+    """Host seconds of a pure decode step of ``seqs`` sequences, which hide behind the step before where it runs."""
+    return 0.0 if cost.affine else at_count(cost.decode_floor_s, seqs)
+
+
+@compiled
 def launch_seconds(cost, tokens, seqs):  # type: ignore[no-untyped-def]
     """Host seconds to launch a step of ``seqs`` sequences and ``tokens`` tokens, some of them of prompts; 0 where that
     is not told apart."""

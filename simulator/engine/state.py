@@ -35,13 +35,14 @@ DESK_FIELDS = (
     "token_sum_s",
     "cached_tokens",
     "preemptions",
+    "kv_runs",
 )
 Desk = record("Desk", DESK_FIELDS, __name__)
 
 
 @compiled
-def make_desk(prefill_start, prefill_end, decode_start, first, last, token_sum, cached, preemptions):  # type: ignore[no-untyped-def]
-    return Desk(prefill_start, prefill_end, decode_start, first, last, token_sum, cached, preemptions)
+def make_desk(start, end, decode_start, first, last, token_sum, cached, preemptions, runs):  # type: ignore[no-untyped-def]
+    return Desk(start, end, decode_start, first, last, token_sum, cached, preemptions, runs)
 
 
 class DeskColumns:
@@ -56,6 +57,7 @@ class DeskColumns:
         self.token_sum_s = np.zeros(rows)
         self.cached_tokens = np.full(rows, -1, np.int64)
         self.preemptions = np.zeros(rows, np.int64)
+        self.kv_runs = np.ones(rows)  # stretches of memory side by side that hold the prompt's KV, to decode
         self.record = make_desk(*(getattr(self, name) for name in DESK_FIELDS))
 
 

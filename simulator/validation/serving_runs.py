@@ -38,11 +38,12 @@ REQUESTS_PER_CLIENT = 10
 SHORTEST = 0.8
 #: Who moves the KV of a prompt: SGLang's prefill engines write it, the others' decode engines read it. All recipes of
 #: SGLang's pools state NIXL, whose writes its scheduler sets up one after another until 2026-04 (sgl-project/sglang
-#: pull 23967 reports 162 ms a transfer before, 41 ms after), with a descriptor for each token and layer. 0.06 s and
-#: 60 ns are fits to TTFT of its 26 pools: 0.064 s for a prompt of 1,024 tokens and 0.09 s for one of 8,192.
+#: pull 23967 reports 162 ms a transfer before, 41 ms after). 0.04 s and 60 ns for each token and layer are fits to
+#: TTFT of its 26 pools, 0.044 s for a prompt of 1,024 tokens and 0.07 s for one of 8,192; between two H200 over NVLink
+#: it is 1.7 ms (``sglang-0.5.6-http``), so what takes so long there is not known.
 HANDOVERS: dict[str, dict[str, Any]] = {
     "vllm": {"mode": "pull"},
-    "sglang": {"mode": "push", "setup_s": 0.06, "per_descriptor_s": 60e-9, "setup_in_turn": True},
+    "sglang": {"mode": "push", "setup_s": 0.04, "per_descriptor_s": 60e-9, "setup_in_turn": True},
     "trtllm": {"mode": "pull"},
 }
 #: GPUs of one NVLink domain of a rack, beyond which pools talk over their network cards.
@@ -156,6 +157,9 @@ def topology_of(point: Point, profiles: Path | None = None) -> dict[str, Any]:
         inside = point.system == "gb200" and sum(group.gpus for group in point.groups) <= RACK_GPUS
         values["network"] = {"kind": "nvlink"} if inside else {"kind": "rdma"}
         values["kv_transfer"] = HANDOVERS[point.backend]
+        # decode engines of these runs make up to 240,000 tokens a second, which leave in bundles (``stream-interval:
+        # 50`` of the recipes for throughput), not one by one
+        values["frontend"] = {"token_s": 0.0}
         values["routing"] = {"prefill": "round_robin", "decode": "round_robin"}  # Dynamo's default
     return values
 

@@ -5,7 +5,9 @@ A folder holds ``workloads.csv`` (one row a run: stage, model, GPU, the engine's
 ``cached_tokens``). A run with a number in ``clients`` is a closed loop: they take the requests in the order of their
 arrival, which says nothing else. ``engine_profile`` names one where the folder's engine was not run in process;
 ``engine_settings`` holds further settings of it, as ``mixed_chunk=true max_prefill_tokens=2500``, and ``weights`` the
-format of the model's weights where it is not that of the model.
+format of the model's weights where it is not that of the model. ``handover``, a kind of network (nvlink, rdma), says
+that a prefill engine hands KV to a decode engine over it; ``prefill_settings`` and ``decode_settings`` are what they do
+not have in common.
 """
 
 from __future__ import annotations
@@ -115,7 +117,8 @@ def workload_topology(row: Mapping[str, Any], place: str, folder: Path) -> dict[
     gpu = device_profile(str(row["gpu"]), place)
     settings = {name: _whole(row, name, place) for name in _COUNTS} | {name: _flag(row, name, place) for name in _FLAGS}
     engine = {_SETTINGS.get(name, name): value for name, value in settings.items() if value is not None}
-    engine |= _stated_settings(row.get("engine_settings"), place)
+    engine |= _stated_settings(row, "engine_settings", place)
+    apart = {role: _stated_settings(row, f"{role}_settings", place) for role in ("prefill", "decode")}
     weights = row.get("weights")
     precision = {} if pd.isna(weights) else {"precision": {"weights": str(weights)}}
     return precision | {
@@ -123,20 +126,30 @@ def workload_topology(row: Mapping[str, Any], place: str, folder: Path) -> dict[
         "model": str(row["model"]),
         "engine": {"profile": profile_of(row, gpu, folder, place), **engine},
         "host": host_of(row, gpu, place),
-        "pools": [{"name": "engine", "role": "colocated", "gpu": gpu}],
+        **_pools(row, gpu, apart),
     }
 
 
-def _stated_settings(cell: object, place: str) -> dict[str, Any]:
+def _pools(row: Mapping[str, Any], gpu: str, apart: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """One engine, or a prefill and a decode engine and the network between them."""
+    kind = row.get("handover")
+    if pd.isna(kind):
+        return {"pools": [{"name": "engine", "role": "colocated", "gpu": gpu}]}
+    pools = [{"name": role, "role": role, "gpu": gpu, "engine": own} for role, own in apart.items()]
+    return {"pools": pools, "network": {"kind": str(kind)}}
+
+
+def _stated_settings(row: Mapping[str, Any], column: str, place: str) -> dict[str, Any]:
     """``key=value`` pairs between spaces; none where the cell is empty."""
-    if pd.isna(cell):  # type: ignore[call-overload]
+    cell = row.get(column)
+    if pd.isna(cell):
         return {}
     found: dict[str, Any] = {}
     for pair in str(cell).split():
         key, sign, value = pair.partition("=")
         if not (key and sign and value):
-            raise InputError(f"{place}: engine_settings: found '{pair}'; allowed: key=value, several between spaces")
-        found |= parse_yaml(f"{key}: {value}", f"{place}: engine_settings: found '{pair}'")
+            raise InputError(f"{place}: {column}: found '{pair}'; allowed: key=value, several between spaces")
+        found |= parse_yaml(f"{key}: {value}", f"{place}: {column}: found '{pair}'")
     return found
 
 

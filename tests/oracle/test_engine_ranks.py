@@ -76,7 +76,9 @@ class Ranks:
                 if self.left[row] == 0:
                     self.end_s[row] = now
                     queues[self.rank(row)].remove(row)
-                    posted[self.rank(row)] += self.post_s[0] + self.post_s[1] * -(-self.requests[row][1] // PAGE)
+                    posted[self.rank(row)] += (
+                        self.post_s[0] + self.post_s[1] * -(-self.requests[row][1] // PAGE) + self.post_s[2]
+                    )
             now += max(posted)
         return self.end_s
 
@@ -119,7 +121,7 @@ def cases(draw):
         "max_prefill_tokens": draw(st.sampled_from([40, 400, 4000])),
         "max_running_requests": draw(st.sampled_from([1, 8, 64])),
         "load_balance_method": draw(st.sampled_from(["auto", "round_robin"])),
-        "post_s": draw(st.sampled_from([(0.0, 0.0), (0.3, 0.0), (0.1, 0.01)])),
+        "post_s": draw(st.sampled_from([(0.0, 0.0, 0.0), (0.3, 0.0, 0.0), (0.1, 0.01, 0.04)])),
     }
     requests, now = [], 0.0
     for _ in range(draw(st.integers(1, 30))):
@@ -151,7 +153,7 @@ def test_a_client_who_goes_while_its_prompt_is_cut_leaves_its_rank_to_the_others
         "max_prefill_tokens": 400,
         "max_running_requests": 8,
         "load_balance_method": "round_robin",
-        "post_s": (0.0, 0.0),
+        "post_s": (0.0, 0.0, 0.0),
     }
     requests = [(0.0, 120), (0.0, 120), (0.0, 40), (0.0, 40)]  # on two ranks, 40 tokens of each a step
     stay, _ = run_engine(case, requests, 2)

@@ -68,6 +68,7 @@ def test_an_idle_sglang_engine_has_nothing_anywhere() -> None:
         "chunked": -1,
     }
     others |= {"ratio": pytest.approx(0.35), "free": 1600, "free_rows": 6, "new_chunked": -1, "lives_count": -1}
+    others |= {"round_end": 1600}
     nothing_but(sglang_columns.NUMBERS, e, **others)
     names = [*sglang_columns.SLOT_INTS, *sglang_columns.SLOT_FLOATS]
     arrays = vars(books(e, " ".join(names)))

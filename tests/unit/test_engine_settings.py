@@ -304,7 +304,7 @@ def test_settings_of_sglang() -> None:
         "role": COLOCATED, "depth": 1, "max_running": 7, "chunk_size": 32, "max_prefill": 123, "mixed": True, "lpm": True,
         "ignore_eos": True, "reserve_known": True, "page": 4, "pool_size": 4000, "longest": 455, "ratio_init": 0.35,
         "ratio_min": pytest.approx(0.049), "decode_reserve": 512, "recv_interval": 3, "caching": True,
-        "binding": 0, "send_post_s": 0.0, "send_post_page_s": 0.0, "within_budget": False,
+        "binding": 0, "send_post_s": 0.0, "send_post_page_s": 0.0, "send_post_run_s": 0.0, "within_budget": False,
         "tell_finished": False, "tell_chunks": False, "logging": False, "macro": True,
     }  # fmt: skip
     assert decay == pytest.approx((0.35 - 0.049) / 600)

@@ -77,7 +77,8 @@ def test_a_decode_engine_sends_first_tokens_when_it_begins() -> None:
 @pytest.mark.parametrize("overlap", [False, True])
 def test_one_that_begins_beside_others_waits_for_the_next_step(overlap: bool) -> None:
     """The first decodes from 0 on. The second's KV is asked for at 2, when the next step is planned, and is there at
-    2.5: it begins with what is planned at 3, or planned ahead a step later."""
+    2.5: it begins at 3, or, planned ahead, when the step in flight has ended and its turn has come (see
+    ``test_engine_sglang_remote``)."""
     made, desk = at([(30, 20), (20, 3)], role="decode", overlap=overlap)
     made.submit(0, 30, 20, 0.0, remote=True)
     made.transfer_ended(int(made.advance(0.0 + 1e-6).slot[0]), 0.0)
@@ -88,8 +89,8 @@ def test_one_that_begins_beside_others_waits_for_the_next_step(overlap: bool) ->
     made.transfer_ended(int(news.slot[0]), 2.5)
     made.advance(100.0)
     start = 4.0 if overlap else 3.0
-    assert (desk.first_token_s[1], desk.decode_start_s[1]) == (3.0, start)
-    assert (desk.last_token_s[1], desk.token_sum_s[1]) == (start + 2.0, 3.0 + start + 1.0 + start + 2.0)
+    assert (desk.first_token_s[1], desk.decode_start_s[1]) == (start, start)
+    assert (desk.last_token_s[1], desk.token_sum_s[1]) == (start + 2.0, start + start + 1.0 + start + 2.0)
     assert made.totals().gap_sum_s == pytest.approx(desk.last_token_s.sum() - desk.first_token_s.sum())
 
 

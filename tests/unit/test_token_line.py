@@ -133,3 +133,32 @@ def test_tokens_far_into_an_answer_cost_more() -> None:
 
 def test_servers_that_merge_tokens_keep_up_with_any_pace() -> None:
     assert tpot_s(served(20, token_s=1e-3, merges=True)) == pytest.approx(0.01, rel=0.02)
+
+
+def pooled(**front: Any) -> Result:
+    """A prefill engine and two decode engines of ten clients each, which step every 10 ms."""
+    roles = (("prefill", 1), ("decode", 2))
+    topology = server(**front) | {
+        "pools": [{"name": role, "role": role, "workers": workers} for role, workers in roles],
+        "kv_transfer": {"setup_s": 0.0, "per_block_s": 0.0},
+        "routing": {"decode": "round_robin"},
+    }
+    trace = Trace.from_columns(np.zeros(60), np.full(60, 10), np.full(60, 200), max_output_tokens=np.full(60, 200))
+    return simulate(trace, topology, arrivals=Arrivals("closed", clients=20))
+
+
+def test_a_decode_engine_is_no_faster_than_its_front_end() -> None:
+    """Ten clients, 2 ms a token: a step's tokens take 20 ms."""
+    free, slow = pooled(), pooled(token_s=2e-3)
+    assert np.median(tpot_s(free)) == pytest.approx(0.01, rel=0.03)
+    assert np.median(tpot_s(slow)) == pytest.approx(0.02, rel=0.05)
+    assert any("of decode-0 and of 1 others cannot keep up" in text for text in slow.run.warnings)
+    for same in (pooled(token_s=2e-3, merges=True), pooled(token_s=1e-5)):
+        np.testing.assert_array_equal(same.run.record.last_token_s, free.run.record.last_token_s)
+
+
+def test_requests_that_come_to_a_decode_engine_take_time_from_its_tokens() -> None:
+    """Nine tenths of a step for tokens: 60 requests of 0.1 s of work each are what makes them late."""
+    alone, beside = pooled(token_s=0.9e-3), pooled(token_s=0.9e-3, request_s=0.1)
+    assert not alone.run.warnings
+    assert any("cannot keep up" in text for text in beside.run.warnings)

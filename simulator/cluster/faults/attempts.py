@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Sums over a run, which go on from attempt to attempt.
 _SUMS = ("token_sum_s", "preemptions", "busy_s", "wire_bytes")
+#: What desk columns hold before anything has come, where that is not NaN.
+_BLANK = {"cached_tokens": -1, "kv_runs": 1.0}
 
 
 class Attempts:
@@ -32,7 +34,7 @@ class Attempts:
         """The columns that engines and handovers write are as before the request came."""
         for name in DESK_FIELDS:
             if name not in _SUMS:
-                getattr(self._desk, name)[row] = -1 if name == "cached_tokens" else np.nan
+                getattr(self._desk, name)[row] = _BLANK.get(name, np.nan)
         self._desk.token_sum_s[row] = 0.0
         self._moved.begin_anew(row)
 

@@ -36,7 +36,8 @@ class Rooms:
     """What of the cluster a handover works with.
 
     ``choose_decode``: asks the router. ``fail``: the request ends without an answer. ``entry_before_s``,
-    ``decode_before_s``: host time before an engine sees a request. ``transfers``: None where times are explicit.
+    ``decode_before_s``: host time before an engine sees a request. ``kv_runs``: of the memory taken for each request
+    (``DeskColumns``). ``transfers``: None where times are explicit.
     ``timeout_s``: how long bytes may take.
     """
 
@@ -51,6 +52,7 @@ class Rooms:
     choose_decode: Callable[[int, float], Worker]
     fail: Callable[[int, float, str], None]
     entry_before_s: NDArray[np.float64]
+    kv_runs: NDArray[np.float64]
     decode_before_s: float
     timeout_s: float | None = None
 
@@ -202,10 +204,15 @@ class Handover:
         route = self.rooms.plan.routes[places]
         size = route.wire_bytes(blocks, last=last)
         if pace is None:
-            delay = route.delay_s(blocks)
+            delay = self.delay_s(row, places, blocks)
         else:
             delay = pace.until_s - now if self.rooms.transfers is None else 0.0
         self.send(row, places, (size, delay, now), self.timed(row, now if since is None else since, done), pace)
+
+    def delay_s(self, row: int, places: tuple[int, int], blocks: int) -> float:
+        """Seconds before the bytes of so many of a request's blocks flow; of its runs they have their share."""
+        whole = max(int(self.columns.blocks[row]), 1)
+        return self.rooms.plan.routes[places].delay_s(blocks, max(float(self.rooms.kv_runs[row]) * blocks / whole, 1.0))
 
     def timed(self, row: int, start: float, done: Moment) -> Moment:
         """``done``, unless the request has been given up by then; and the time taken is noted."""

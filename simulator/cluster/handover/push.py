@@ -33,7 +33,7 @@ class Push(Streaming):
             spec = self.rooms.workers[places[0]].engine.spec
             at = places[0], bound_rank(row, spec.cost.ranks, binding(spec.settings))
             start = max(now, self._set_up_s.get(at, now))
-            self._set_up_s[at] = start + self.rooms.plan.routes[places].delay_s(blocks)
+            self._set_up_s[at] = start + self.delay_s(row, places, blocks)
         if start > now:
             self.later(row, start, partial(super().launch, row, piece, blocks, places))
         else:

@@ -82,7 +82,7 @@ class Streaming(Handover):
 
     def launch(self, row: int, piece: Piece, blocks: int, places: tuple[int, int], now: float) -> None:
         """Move a piece that is there as a whole."""
-        start = now + self.rooms.plan.routes[places].delay_s(blocks)
+        start = now + self.delay_s(row, places, blocks)
         over = partial(self.piece_over, row, piece, blocks, places, start)
         self.move(row, places, blocks, now, over, last=piece.last)
 

@@ -42,8 +42,7 @@ def plan_step(e, now):  # type: ignore[no-untyped-def]
     if e.aborts > 0 and e.since_look == 0:
         read_aborts(e)
     if e.role == DECODE:
-        e.last_prefill = take_over(e, now)
-        return plan_decode(e) if e.running_count > 0 else NOTHING
+        return plan_decode(e) if take_over(e, now) and e.running_count > 0 else NOTHING
     if e.chunked >= 0:
         s = e.chunked
         checkpoint(e, s, e.extend_end[s])

@@ -61,7 +61,7 @@ def make_sglang(spec: EngineSpec, content: Any, desk: Any) -> Any:
         bool(s["ignore_eos"]) and bool(s.get("reserve_known_lengths", True)),
         bool(s.get("prompts_within_budget", False)),
         binding(s) if spec.role == "prefill" and spec.cost.ranks > 1 else UNBOUND,
-        *(spec.extra.get("send_post_s", (0.0, 0.0)) if spec.role == "prefill" else (0.0, 0.0)),
+        *(spec.extra.get("send_post_s", (0.0, 0.0, 0.0)) if spec.role == "prefill" else (0.0, 0.0, 0.0)),
         page,
         pool,
         min(int(s["context_length"]) - 1, pool - 1),

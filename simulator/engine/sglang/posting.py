@@ -33,4 +33,5 @@ def posting_s(e, r):  # type: ignore[no-untyped-def]
         s = e.firsts[r, i]
         k = rank_of(e, s) if e.binding else 0
         e.rank_posting_s[k] += e.send_post_s + e.send_post_page_s * pages(e, e.prompt[s])
+        e.rank_posting_s[k] += e.send_post_run_s * e.desk.kv_runs[e.row[s]]
     return e.rank_posting_s.max()

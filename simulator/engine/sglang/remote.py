@@ -7,7 +7,10 @@ its first token, which the prefill engine has made; one that is retracted goes t
 
 from __future__ import annotations
 
+import numpy as np
+
 from simulator.compiled import compiled
+from simulator.cost.table import decode_host_seconds
 from simulator.engine.sglang.columns import RING
 from simulator.engine.sglang.decode import join
 from simulator.engine.sglang.memory import release
@@ -26,13 +29,44 @@ from simulator.engine.state import FINISHED, READ, free_slot, tell
 
 @compiled
 def take_over(e, now):  # type: ignore[no-untyped-def]
-    """What a decode engine does before each planning: bring back retracted requests, begin others, ask for KV.
-    Returns whether any have begun."""
+    """What a decode engine does before each planning: bring back retracted requests, ask for KV, begin others.
+    Returns whether a step is planned now."""
     come_back(e)
-    begun = begin_ready(e, now)
-    if e.retracted_count == 0:
-        ask_for_kv(e, now)
-    return begun > 0
+    ask_for_kv(e, now)
+    e.last_prefill = e.ready_count > 0 and e.running_count < e.max_running
+    if not e.last_prefill:
+        e.built_count = 0
+        return True
+    in_flight = e.planned > e.completed
+    if e.depth > 1 and e.cost.ranks > 1 and in_flight:
+        sit_out(e)
+        return True
+    if e.depth > 1 and in_flight:
+        return False
+    if e.depth > 1:
+        begin_unhidden(e, now)
+    else:
+        begin_ready(e, now, e.ready_count)
+    ask_for_kv(e, now)  # the loop has come round again
+    return True
+
+
+@compiled
+def begin_unhidden(e, now):  # type: ignore[no-untyped-def]
+    """To the overlapped loop those ready are a batch without work: it takes a turn, in which the step in flight ends.
+    The launch of the next one hides behind nothing, and their first tokens are sent after it."""
+    n = e.running_count + min(e.ready_count, e.max_running - e.running_count)
+    e.start_late_s = decode_host_seconds(e.cost, n)
+    begin_ready(e, now + e.start_late_s, e.ready_count)
+    e.built_count = 0
+
+
+@compiled
+def sit_out(e):  # type: ignore[no-untyped-def]
+    """With attention data parallelism the ranks that have such a batch do nothing in the step that the others take; its
+    result, first tokens, is looked at when that step has ended."""
+    begin_ready(e, e.gpu_free_s, min(e.built_count, e.ready_count))
+    e.built_count = max(min(e.ready_count, e.max_running - e.running_count), 0)
 
 
 @compiled
@@ -83,10 +117,10 @@ def hold(e, s, tokens):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def begin_ready(e, now):  # type: ignore[no-untyped-def]
-    """Requests whose KV is there join the running batch; new ones with the token that came along."""
+def begin_ready(e, now, most):  # type: ignore[no-untyped-def]
+    """Requests whose KV is there, so many at most, join the running batch; new ones with the token that came along."""
     begun = 0
-    while begun < e.ready_count and e.running_count < e.max_running:
+    while begun < most and e.running_count < e.max_running:
         s = e.ready[begun]
         begun += 1
         if e.outputs[s] == 0:
@@ -102,7 +136,6 @@ def begin_ready(e, now):  # type: ignore[no-untyped-def]
         e.ready_count -= begun
         for i in range(e.ready_count):
             e.ready[i] = e.ready[i + begun]
-    return begun
 
 
 @compiled
@@ -141,10 +174,14 @@ def end_at_once(e, s, now):  # type: ignore[no-untyped-def]
 
 @compiled
 def ask_for_kv(e, now):  # type: ignore[no-untyped-def]
-    """Waiting prompts get memory in order of arrival, and their KV is asked for."""
-    retractable = 0
+    """Waiting prompts get memory in order of arrival, and their KV is asked for; not while any retracted wait."""
+    if e.retracted_count > 0 or seen(e) == 0:
+        return
+    retractable, made = 0, 0
     for i in range(e.running_count):
-        retractable += e.prompt[e.running[i]] + outputs_now(e, e.running[i])
+        retractable += e.prompt[e.running[i]]
+        made += outputs_now(e, e.running[i])
+    retractable += made
     while seen(e) > 0 and e.free_rows > 0:
         s = e.waiting[e.waiting_head]
         taken = pages(e, e.prompt[s]) * e.page
@@ -154,12 +191,35 @@ def ask_for_kv(e, now):  # type: ignore[no-untyped-def]
             break
         e.waiting_head += 1
         e.waiting_count -= 1
+        e.desk.kv_runs[e.row[s]] = runs(e, e.prompt[s], made)
         hold(e, s, e.prompt[s])
+        e.held_tokens += e.prompt[s]
         e.status[s] = REMOTE
         e.holding[e.holding_count] = s
         e.holding_count += 1
         if e.gone[s] == STAYS:
             tell(e, READ, s, pages(e, e.prompt[s]), now)
+
+
+@compiled
+def runs(e, tokens, made):  # type: ignore[no-untyped-def]
+    """In how many stretches of pages side by side a prompt's KV is kept, on average; ``made``: tokens that the running
+    requests have made.
+
+    Free pages are handed out in order of address, and put in order again when not enough are left
+    (``TokenToKVPoolAllocator`` of prefill and decode engines). So each round through them ends where the round before
+    did: at the pages in which running requests keep what they have made, in each step one page beside the other. Of
+    those of one step the share p belongs to who still runs, the rest is free in n p (1 - p) stretches: p for each free
+    page. With answers of one length p grows evenly to 1, the share of free pages falls so, and the free ones up to a
+    place are the square of what is left of the way: p = 1 - sqrt(left / all). All of them are as many as those held.
+    """
+    taken = e.held_tokens + e.decode_tokens
+    if taken + tokens > e.round_end:
+        e.round_end, e.round_made = taken + e.free, made
+    left = e.round_end - taken - tokens / 2
+    if left >= e.round_made:
+        return 1.0
+    return 1.0 + pages(e, tokens) * (1.0 - np.sqrt(max(left, 0.0) / e.round_made))
 
 
 @compiled

@@ -82,14 +82,18 @@ def schedule(e, now):  # type: ignore[no-untyped-def]
             seconds = mixed_step_seconds(e.cost, singles, context, prompts, new, past, attention, finished, uneven)
         launching = prompts_launch_s(e, now, singles + new, singles + chunks, past, seconds) if chunks > 0 else 0.0
         energy_s = step_energy_s(e.cost, singles, singles + new, context, attention, chunks)
-        seconds = limited_s(e, now, seconds, energy_s, launching, chunks > 0)
-        start = launch(e, now, seconds, launching)
+        begin, e.start_late_s = now + e.start_late_s, 0.0
+        seconds = limited_s(e, begin, seconds, energy_s, launching, chunks > 0)
+        start = launch(e, begin, seconds, launching)
         if chunks > 0 and e.planned > 1:
             hold_before(e, now, seconds)
         if e.tell_chunks:
             date_chunks(e, news_before, start, e.gpu_free_s)
         if e.logging:
             log_batch(e, start, rows_before)
+        if launching > 0.0 and e.planned - e.completed < e.depth:
+            e.plan_at_s = begin + launching  # the loop comes round when it has launched: with who has come by then
+            return
 
 
 @compiled
@@ -159,7 +163,7 @@ def complete(e):  # type: ignore[no-untyped-def]
         free_done(e, e.leaving[r], e.batch_leaving[r])
     if end >= e.sample_next_s:
         sample(e, end)
-    if e.send_post_s + e.send_post_page_s > 0.0:
+    if e.send_post_s + e.send_post_page_s + e.send_post_run_s > 0.0:
         e.posting_until_s = end + posting_s(e, r)
         return e.posting_until_s
     return end
@@ -272,6 +276,8 @@ def advance(e, until):  # type: ignore[no-untyped-def]
             schedule(e, now)
             if e.macro:
                 decode_run(e, until)
+            if e.plan_at_s < until - INSTANT_S:
+                continue  # it has launched, and comes round again
         if e.plan_at_s < NEVER or e.planned == e.completed:
             return
         if e.batch_end_s[e.completed % RING] > until + INSTANT_S:
