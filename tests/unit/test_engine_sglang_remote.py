@@ -57,6 +57,16 @@ def test_a_step_behind_one_that_runs_hides_its_host_work() -> None:
     assert (desk.first_token_s[0], desk.last_token_s[0]) == (0.25, 19.25)
 
 
+def test_an_answer_of_one_token_ends_with_the_turn_that_it_takes() -> None:
+    """From idle, after the host's quarter of a second, as the first token of what comes at 5."""
+    made, desk = at([(30, 1), (20, 3)], role="decode", overlap=True, cost=HOSTED)
+    remotely(made, 0, 30, 1, 0.0, 0.0)
+    remotely(made, 1, 20, 3, 5.0, 5.0)
+    made.advance(100.0)
+    assert desk.first_token_s.tolist() == [0.25, 5.25]
+    assert desk.last_token_s.tolist() == [0.25, 7.25]
+
+
 def test_ranks_that_begin_others_sit_out_a_step() -> None:
     """Data-parallel attention: nobody's step is late. KV there at 2.5 is seen at 3; the rank does nothing in the step
     planned then, which ends at 5, and then it sends the first token and takes part."""

@@ -31,6 +31,7 @@ from simulator.engine.state import FINISHED, READ, free_slot, tell
 def take_over(e, now):  # type: ignore[no-untyped-def]
     """What a decode engine does before each planning: bring back retracted requests, ask for KV, begin others.
     Returns whether a step is planned now."""
+    e.start_late_s = 0.0
     come_back(e)
     ask_for_kv(e, now)
     e.last_prefill = e.ready_count > 0 and e.running_count < e.max_running
