@@ -211,8 +211,11 @@ class Handover:
 
     def delay_s(self, row: int, places: tuple[int, int], blocks: int) -> float:
         """Seconds before the bytes of so many of a request's blocks flow; of its runs they have their share."""
+        route = self.rooms.plan.routes[places]
+        if route.per_run_s == 0.0:
+            return route.delay_s(blocks)
         whole = max(int(self.columns.blocks[row]), 1)
-        return self.rooms.plan.routes[places].delay_s(blocks, max(float(self.rooms.kv_runs[row]) * blocks / whole, 1.0))
+        return route.delay_s(blocks, max(float(self.rooms.kv_runs[row]) * blocks / whole, 1.0))
 
     def timed(self, row: int, start: float, done: Moment) -> Moment:
         """``done``, unless the request has been given up by then; and the time taken is noted."""
