@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
+from measured_rows import refusal, say_what_requests_say
 
-from simulator.cli import main
 from simulator.validation.workloads import WorkloadResult, replay
 
 MEASURED = Path(__file__).resolve().parents[2] / "hardware_profiles" / "measured" / "h200_sglang_http"
@@ -69,13 +68,7 @@ def test_512_clients_wait_for_the_front_end_not_for_the_engine() -> None:
 
 
 def test_rows_say_what_the_requests_say() -> None:
-    for row in rows().to_dict("records"):
-        table = pd.read_csv(MEASURED / f"{row['stage']}.{row['workload']}.requests.csv.gz")
-        ttft_ms = 1e3 * (table.first_token_s - table.arrival_s)
-        tpot_ms = 1e3 * (table.last_token_s - table.first_token_s) / (table.output_tokens - 1)
-        assert len(table) == row["requests"]
-        assert ttft_ms.mean() == pytest.approx(row["ttft_mean_ms"], rel=1e-3)
-        assert np.percentile(tpot_ms, 90) == pytest.approx(row["tpot_p90_ms"], rel=2e-3)
+    say_what_requests_say(MEASURED, 1e-3)
 
 
 @pytest.mark.parametrize(
@@ -84,11 +77,4 @@ def test_rows_say_what_the_requests_say() -> None:
 def test_bad_settings_are_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], cell: str, said: str
 ) -> None:
-    table = rows().head(1)
-    table["engine_settings"] = cell
-    table.to_csv(tmp_path / "workloads.csv", index=False)
-    name = f"{table.stage[0]}.{table.workload[0]}.requests.csv.gz"
-    (tmp_path / name).write_bytes((MEASURED / name).read_bytes())
-    assert main(["validate", "workloads", str(tmp_path)]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1 and said in captured.err and captured.out == ""
+    assert said in refusal(MEASURED, "engine_settings", cell, tmp_path, capsys)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
+from measured_rows import refusal, say_what_requests_say
 
-from simulator.cli import main
 from simulator.cluster.assembly import assemble
 from simulator.cluster.topology import load_topology
 from simulator.validation.workloads import WorkloadResult, replay, workload_topology
@@ -88,13 +87,7 @@ def test_a_pair_is_two_pools_and_what_lies_between_them() -> None:
 
 
 def test_rows_say_what_the_requests_say() -> None:
-    for row in rows().to_dict("records"):
-        table = pd.read_csv(MEASURED / f"{row['stage']}.{row['workload']}.requests.csv.gz")
-        ttft_ms = 1e3 * (table.first_token_s - table.arrival_s)
-        tpot_ms = 1e3 * (table.last_token_s - table.first_token_s) / (table.output_tokens - 1)
-        assert len(table) == row["requests"]
-        assert ttft_ms.mean() == pytest.approx(row["ttft_mean_ms"], rel=2e-3)
-        assert np.percentile(tpot_ms, 90) == pytest.approx(row["tpot_p90_ms"], rel=5e-3)
+    say_what_requests_say(MEASURED, 2.5e-3)
 
 
 @pytest.mark.parametrize(
@@ -108,11 +101,4 @@ def test_rows_say_what_the_requests_say() -> None:
 def test_bad_cells_are_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], column: str, cell: str, said: str
 ) -> None:
-    table = rows().head(1)
-    table[column] = cell
-    table.to_csv(tmp_path / "workloads.csv", index=False)
-    name = f"{table.stage[0]}.{table.workload[0]}.requests.csv.gz"
-    (tmp_path / name).write_bytes((MEASURED / name).read_bytes())
-    assert main(["validate", "workloads", str(tmp_path)]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1 and said in captured.err and captured.out == ""
+    assert said in refusal(MEASURED, column, cell, tmp_path, capsys)
