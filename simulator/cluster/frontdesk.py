@@ -40,20 +40,21 @@ class TokenLine:
     """
 
     def __init__(self, work: FrontWork, decoding: Callable[[], int]) -> None:
-        self._token_s, self._merges, self._decoding = work.token_s, work.merges, decoding
+        self.work, self._decoding = work, decoding
         self._now_s, self._tokens, self._backlog_s, self.late_s = 0.0, 0, 0.0, 0.0
         self._elsewhere_s = 0.0  # since then, for requests
         self._moments, self._lates = [0.0], [0.0]
 
     def look(self, now: float, tokens: int) -> float:
         """Seconds by which tokens made ``now`` are late. ``tokens``: made since the run began."""
-        if self._merges or now <= self._now_s:
+        if self.work.merges or now <= self._now_s:
             return self.late_s
-        made_s = (tokens - self._tokens) * self._token_s
+        token_s = self.work.token_s
+        made_s = (tokens - self._tokens) * token_s
         given_s = max(0.0, now - self._now_s - self._elsewhere_s)
         self._backlog_s = max(0.0, self._backlog_s + made_s - given_s)
         self._elsewhere_s = 0.0
-        late_s = max(0.0, self._backlog_s - self._decoding() * self._token_s) if self._backlog_s > 0.0 else 0.0
+        late_s = max(0.0, self._backlog_s - self._decoding() * token_s) if self._backlog_s > 0.0 else 0.0
         if late_s > 0.0 or self.late_s > 0.0:
             if self.late_s == 0.0:  # until the look before
                 self._note(self._now_s, 0.0)
@@ -259,7 +260,6 @@ class FrontEnds:
             for worker, plan in zip(workers, plans, strict=True)
             if plan.role == "decode" and plan.front.queues_tokens
         }
-        self._own_work = {index: plans[index].front for index in self.lines}
         self._input_tokens, self._all = input_tokens, workers
 
     def open(self, sent_s: NDArray[np.float64], rows: NDArray[np.int64]) -> LoadSource:
@@ -287,11 +287,11 @@ class FrontEnds:
 
     def also_came(self, row: int, worker: Worker, now: float) -> None:
         """A request is at the engine that decodes it, too, whose own front end has read and tokenised it."""
-        if worker.index in self.lines:
-            work = self._own_work[worker.index]
-            own_s = work.accept_s + work.request_s + work.prompt_token_s * float(self._input_tokens[row])
-            self.lines[worker.index].hold_up(own_s)
-            self.late_s(worker, now)
+        line = self.lines.get(worker.index)
+        if line is not None:
+            work = line.work
+            line.hold_up(work.accept_s + work.request_s + work.prompt_token_s * float(self._input_tokens[row]))
+            line.look(now, _tokens_made(worker))
 
     def settle(self, now: float) -> None:
         """The run is over: what tokens wait for since the last request came."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from simulator.cluster.engines import Engine
 from simulator.cluster.places import Pair, Places
@@ -22,6 +23,8 @@ from simulator.network.exchange import Cache, Split, Stream, descriptors_per_blo
 from simulator.network.fabric import Network
 from simulator.network.layout import Cell, Hop, Seat, Wiring, lay_out, seat
 from simulator.units import BITS_PER_BYTE, GB
+
+_T = TypeVar("_T")
 
 #: Legs before which KV is compressed, and after which that is undone.
 _FIRST, _LAST = ("gpus", "to_host", "gpu_to_host", "to_store"), ("gpus", "from_host", "from_store")
@@ -71,7 +74,7 @@ def plan_transfer(topology: Topology, workers: Sequence[WorkerPlan], engines: Se
         laid = _Laid(dict.fromkeys(pairs, route), Network(), (-1,) * len(workers))
     else:
         laid = _over_network(topology, workers, engines, pairs, mode)
-    whole = part.layerwise_from_tokens
+    profile = engines[0].profile
     return KvTransferPlan(
         mode,
         part.explicit,
@@ -82,12 +85,12 @@ def plan_transfer(topology: Topology, workers: Sequence[WorkerPlan], engines: Se
         part.max_in_flight,
         laid.nodes,
         lease=Lease(part.lease_s, part.heartbeats, part.kv_load_failure_policy == "recompute"),
-        layerwise_from_tokens=engines[0].profile.layerwise_from_tokens if whole is None else whole,
+        layerwise_from_tokens=_first(part.layerwise_from_tokens, profile.layerwise_from_tokens),
         landing=part.landing,
         kv_bits=16.0 if model is None else _kv_bits(model, engines[0]),
         places=Places(len(workers)),
         changes=laid.changes,
-        setup_in_turn=engines[0].profile.setup_in_turn if part.setup_in_turn is None else part.setup_in_turn,
+        setup_in_turn=_first(part.setup_in_turn, profile.setup_in_turn),
     )
 
 
@@ -233,8 +236,8 @@ def _route(topology: Topology, engine: Engine, hop: Hop, links: Sequence[Link]) 
         setup += per_piece * pieces
     first, last = hop.kind in _FIRST, hop.kind in _LAST
     per_block = 0.0 if gathered else per_piece * (1.0 if hop.kind == "hosts" else pieces) / part.coalesced_blocks
-    per_run, merges = 0.0, engine.profile.merges_blocks if part.merges_blocks is None else part.merges_blocks
-    if merges and hop.kind == "gpus":
+    per_run = 0.0
+    if hop.kind == "gpus" and _first(part.merges_blocks, engine.profile.merges_blocks):
         per_block, per_run = 0.0, per_block
     return Route(
         setup_s=setup,
@@ -248,5 +251,6 @@ def _route(topology: Topology, engine: Engine, hop: Hop, links: Sequence[Link]) 
     )
 
 
-def _first(*values: float | None) -> float:
+def _first(*values: _T | None) -> _T:
+    """The first that is stated."""
     return next(value for value in values if value is not None)

@@ -151,10 +151,10 @@ class EngineCosts:
     share of it that is exponentially distributed. ``launch_swing``: share by which the host's pace makes it shorter or
     longer, for ``launch_stretch_s`` at a time. ``stall_rate_hz``, ``stall_s``: how often something else keeps the host
     from launching, and for how long on average; of the machine, not of the engine. A pure decode step is launched in
-    the host work of a step, and, but in SGLang's engines, holds results back in the same
-    way. ``frontend_s``: per request before it is first scheduled, and ``frontend_prompt_token_s`` for each token of
-    its prompt (parsing, tokenising, passing on); ``detokenise_s``: from a token's step to the client, and
-    ``deliver_token_s`` for each token of the step that is handed out before it: a new request's is the last.
+    the host work of a step, and, but in SGLang's engines, holds results back in the same way. ``frontend_s``: per
+    request before it is first scheduled, and ``frontend_prompt_token_s`` for each token of its prompt (parsing,
+    tokenising, passing on); ``detokenise_s``: from a token's step to the client, and ``deliver_token_s`` for each
+    token of the step that is handed out before it: a new request's is the last.
     ``frontend_accept_s``, ``frontend_request_s``, ``frontend_token_s``: of these, the work of one process for reading a
     request, for passing it on and for a token, which others wait for; ``frontend_answer_token_s``: and on a token, for
     each that its answer has already; ``frontend_merges``: tokens that have not been sent when the answer's next one

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
+from measured_rows import MEASURED, error, refusal, requests_of, row_of, rows_of, say_what_requests_say
 
-from simulator.cli import main
 from simulator.validation.workloads import WorkloadResult, replay
 
-MEASURED = Path(__file__).resolve().parents[2] / "hardware_profiles" / "measured" / "h200_vllm_http"
-
-
-def rows() -> pd.DataFrame:
-    return pd.read_csv(MEASURED / "workloads.csv")
+FOLDER = MEASURED / "h200_vllm_http"
 
 
 def replayed(name: str, **changes: Any) -> WorkloadResult:
-    row = rows().query("workload == @name").to_dict("records")[0]
-    return replay({**row, **changes}, MEASURED)
-
-
-def error(found: WorkloadResult, metric: str, statistic: str = "mean") -> float:
-    return next(f.error_percent for f in found.figures if (f.metric, f.statistic) == (metric, statistic))
+    return replay({**row_of(FOLDER, workload=name), **changes}, FOLDER)
 
 
 @pytest.mark.parametrize("name", ["drawn_c16", "fixed_c32", "drawn_c64", "long_drawn_c4"])
@@ -46,13 +35,10 @@ def test_the_front_end_of_an_in_process_client_is_not_that_of_a_server() -> None
 
 
 def test_rows_say_what_the_requests_say() -> None:
-    for row in rows().to_dict("records"):
-        table = pd.read_csv(MEASURED / f"{row['stage']}.{row['workload']}.requests.csv.gz")
-        ttft_ms = 1e3 * (table.first_token_s - table.arrival_s)
-        tpot_ms = 1e3 * (table.last_token_s - table.first_token_s) / (table.output_tokens - 1)
-        assert len(table) == row["requests"] == 10 * row["clients"]
-        assert ttft_ms.mean() == pytest.approx(row["ttft_mean_ms"], rel=1e-3)
-        assert np.percentile(tpot_ms, 90) == pytest.approx(row["tpot_p90_ms"], rel=1e-3)
+    say_what_requests_say(FOLDER, 1e-3, 1e-3)
+    for row in rows_of(FOLDER):
+        table = requests_of(FOLDER, row)
+        assert len(table) == 10 * row["clients"]
         # never more than that many at once
         edges = np.concatenate([table.arrival_s + 1e-6, table.last_token_s])
         steps = np.concatenate([np.ones(len(table)), -np.ones(len(table))])
@@ -70,11 +56,4 @@ def test_rows_say_what_the_requests_say() -> None:
 def test_bad_columns_are_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], column: str, value: str, said: str
 ) -> None:
-    table = rows().head(1).astype({"clients": object})
-    table[column] = value
-    table.to_csv(tmp_path / "workloads.csv", index=False)
-    name = f"{table.stage[0]}.{table.workload[0]}.requests.csv.gz"
-    shutil.copy(MEASURED / name, tmp_path / name)
-    assert main(["validate", "workloads", str(tmp_path)]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1 and said in captured.err and captured.out == ""
+    assert said in refusal(FOLDER, column, value, tmp_path, capsys)

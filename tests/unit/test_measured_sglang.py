@@ -5,26 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
-from measured_rows import refusal, say_what_requests_say
+from measured_rows import MEASURED, error, refusal, row_of, say_what_requests_say
 
 from simulator.validation.workloads import WorkloadResult, replay
 
-MEASURED = Path(__file__).resolve().parents[2] / "hardware_profiles" / "measured" / "h200_sglang_http"
-
-
-def rows() -> pd.DataFrame:
-    return pd.read_csv(MEASURED / "workloads.csv")
+FOLDER = MEASURED / "h200_sglang_http"
 
 
 def replayed(stage: str, name: str, *overrides: str, **changes: Any) -> WorkloadResult:
-    row = rows().query("stage == @stage and workload == @name").to_dict("records")[0]
-    return replay({**row, **changes}, MEASURED, overrides)
-
-
-def error(found: WorkloadResult, metric: str, statistic: str = "mean") -> float:
-    return next(f.error_percent for f in found.figures if (f.metric, f.statistic) == (metric, statistic))
+    return replay({**row_of(FOLDER, stage=stage, workload=name), **changes}, FOLDER, overrides)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +58,7 @@ def test_512_clients_wait_for_the_front_end_not_for_the_engine() -> None:
 
 
 def test_rows_say_what_the_requests_say() -> None:
-    say_what_requests_say(MEASURED, 1e-3)
+    say_what_requests_say(FOLDER, 1e-3, 2e-3)
 
 
 @pytest.mark.parametrize(
@@ -77,4 +67,4 @@ def test_rows_say_what_the_requests_say() -> None:
 def test_bad_settings_are_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], cell: str, said: str
 ) -> None:
-    assert said in refusal(MEASURED, "engine_settings", cell, tmp_path, capsys)
+    assert said in refusal(FOLDER, "engine_settings", cell, tmp_path, capsys)

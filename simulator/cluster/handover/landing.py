@@ -41,7 +41,7 @@ class Landing(Handover):
         self.columns.wait_after_s[row] += now - asked
         places = place, int(self.rooms.decode_worker[row])
         blocks = int(self.columns.blocks[row])
-        start = now + self.rooms.plan.routes[places].delay_s(blocks)
+        start = now + self.delay_s(row, places, blocks)
 
         def over(end: float) -> None:
             self.give_turn(row, end)

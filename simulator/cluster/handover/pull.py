@@ -38,7 +38,7 @@ class Pull(Handover):
         columns.wait_after_s[row] = now - columns.prompt_done_s[row] - columns.host_s[row]
         places = int(rooms.prefill_worker[row]), int(rooms.decode_worker[row])
         blocks = int(columns.blocks[row])
-        start = now + rooms.plan.routes[places].delay_s(blocks)
+        start = now + self.delay_s(row, places, blocks)
 
         def over(end: float) -> None:
             self.give_turn(row, end)

@@ -34,30 +34,34 @@ def take_over(e, now):  # type: ignore[no-untyped-def]
     e.start_late_s = 0.0
     come_back(e)
     ask_for_kv(e, now)
-    e.last_prefill = e.ready_count > 0 and e.running_count < e.max_running
+    e.last_prefill = may_begin(e) > 0
     if not e.last_prefill:
         e.built_count = 0
         return True
-    in_flight = e.planned > e.completed
-    if e.depth > 1 and e.cost.ranks > 1 and in_flight:
+    if e.depth == 1:
+        begin_ready(e, now, e.ready_count)
+    elif e.planned == e.completed:
+        begin_unhidden(e, now)
+    elif e.cost.ranks > 1:
         sit_out(e)
         return True
-    if e.depth > 1 and in_flight:
-        return False
-    if e.depth > 1:
-        begin_unhidden(e, now)
     else:
-        begin_ready(e, now, e.ready_count)
+        return False
     ask_for_kv(e, now)  # the loop has come round again
     return True
+
+
+@compiled
+def may_begin(e):  # type: ignore[no-untyped-def]
+    """How many of those ready there is a place for."""
+    return min(e.ready_count, e.max_running - e.running_count)
 
 
 @compiled
 def begin_unhidden(e, now):  # type: ignore[no-untyped-def]
     """To the overlapped loop those ready are a batch without work: it takes a turn, in which the step in flight ends.
     The launch of the next one hides behind nothing, and their first tokens are sent after it."""
-    n = e.running_count + min(e.ready_count, e.max_running - e.running_count)
-    e.start_late_s = decode_host_seconds(e.cost, n)
+    e.start_late_s = decode_host_seconds(e.cost, e.running_count + may_begin(e))
     begin_ready(e, now + e.start_late_s, e.ready_count)
     e.built_count = 0
 
@@ -67,7 +71,7 @@ def sit_out(e):  # type: ignore[no-untyped-def]
     """With attention data parallelism the ranks that have such a batch do nothing in the step that the others take; its
     result, first tokens, is looked at when that step has ended."""
     begin_ready(e, e.gpu_free_s, min(e.built_count, e.ready_count))
-    e.built_count = max(min(e.ready_count, e.max_running - e.running_count), 0)
+    e.built_count = may_begin(e)
 
 
 @compiled

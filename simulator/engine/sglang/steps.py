@@ -270,14 +270,12 @@ def advance(e, until):  # type: ignore[no-untyped-def]
     Planning that falls into that instant stays due, so that what else arrives in it comes first.
     """
     while True:
-        if e.plan_at_s < until - INSTANT_S:
+        while e.plan_at_s < until - INSTANT_S:  # again where it has launched, and comes round
             now = e.plan_at_s
             e.plan_at_s = NEVER
             schedule(e, now)
             if e.macro:
                 decode_run(e, until)
-            if e.plan_at_s < until - INSTANT_S:
-                continue  # it has launched, and comes round again
         if e.plan_at_s < NEVER or e.planned == e.completed:
             return
         if e.batch_end_s[e.completed % RING] > until + INSTANT_S:
