@@ -21,6 +21,10 @@ LAYERS = 58
 BF16 = 2.0
 #: Kernel of experts whose weights need no widening, in ``mxfp4_padding`` of an engine profile.
 NATIVE = "native"
+#: Tokens of a step up to which Triton's fused experts cut an expert's rows into tiles of so many, for shapes that
+#: nobody tuned (vLLM 0.25.1, as measured/h200_sxm_vllm/experts.csv lists them), and rows of a tile beyond.
+TILES = ((32, 16), (96, 32), (512, 64))
+LARGEST_TILE = 128
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,15 @@ def _dealt_out(load: Floats, gpus: int, redundant: int) -> tuple[Whole, Whole, F
         held[place[piece]] += load[expert[piece]] * part[piece]
         room[place[piece]] -= 1
     return expert.astype(np.int64), place, part
+
+
+def further_tiles(tokens: ArrayLike) -> Floats:
+    """Tiles beside the first into which an expert's rows are cut where each of ``tokens`` chooses it. Each of them
+    reads the expert's weights once more, from the GPU's second-level cache."""
+    t = np.asarray(tokens, dtype=np.float64)
+    rows = np.select([t <= most for most, _ in TILES], [float(rows) for _, rows in TILES], float(LARGEST_TILE))
+    result: Floats = np.maximum(np.ceil(t / rows) - 1.0, 0.0)
+    return result
 
 
 def aligned_rows(shape: MoeShape, tokens: ArrayLike, block: int) -> Floats:

@@ -89,12 +89,19 @@ class RoutedParts(Parts):
             chosen = np.minimum(tokens, 1.0) if identical else tokens
             dealt = None if routing == "balanced" else 1.0
             active = active_experts(shape, chosen, dealt, self.costs.experts.skew)
-            return kernel.apply(moe_time(self.gpu, kernel.parameters, form, shape, (tokens, active)), key, tokens)
+            again_s = experts.further_tiles(tokens) * active * self._again_s(shape, form) if identical else 0.0
+            found = moe_time(self.gpu, kernel.parameters, form, shape, (tokens, active), again_s)
+            return kernel.apply(found, key, tokens)
 
         origin = kernel.origin(key)
         if form.weight_bytes < BF16 and form.arithmetic == "bf16":
             origin = f"derived: {kernel.name} with {self.precision.weights} weights widened in registers"
         return Operator("experts", layers, time, origin, shared=True)
+
+    def _again_s(self, shape: MoeShape, form: GemmFormat) -> float:
+        """Seconds in which one expert's weights come from the second-level cache."""
+        rate = self.kernels.find("expert_tiles", "any", "any").parameters["cached_bytes_per_sm_s"] * self.gpu.sms
+        return shape.matrices * shape.hidden * shape.width * form.weight_bytes / rate
 
     @property
     def deepep(self) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simulator.errors import InputError
+from simulator.models.catalogue import load_model
 from simulator.models.precision import Parallel
 from simulator.validation.tables import read_table, rows_of
 
@@ -153,18 +154,20 @@ def _unsupported(row: Mapping[str, Any]) -> str | None:
 def _point(row: Mapping[str, Any], place: str) -> Point:
     if row["mode"] not in ("agg", "disagg"):
         raise InputError(f"{place}: mode '{row['mode']}' is not allowed; allowed: agg, disagg")
+    model = str(model_name(str(row["model"])))
+    experts = load_model(model).moe_layers > 0
     if row["mode"] == "agg":
-        groups: tuple[Group, ...] = (Group("colocated", 1, _parallel(row, "", place)),)
+        groups: tuple[Group, ...] = (Group("colocated", 1, _parallel(row, "", place, experts)),)
     else:
         groups = tuple(
-            Group(role, _whole(row, f"{role}_num_workers", place), _parallel(row, f"{role}_", place))
+            Group(role, _whole(row, f"{role}_num_workers", place), _parallel(row, f"{role}_", place, experts))
             for role in ("prefill", "decode")
         )
     return Point(
         point=str(row["point"]),
         backend=str(row["backend"]),
         version=_text(row, "backend_version"),
-        model=str(model_name(str(row["model"]))),
+        model=model,
         system=str(row["system"]),
         precision=str(row["precision"]),
         mode=str(row["mode"]),
@@ -209,12 +212,13 @@ def _time(row: Mapping[str, Any], name: str, place: str) -> float:
     return value
 
 
-def _parallel(row: Mapping[str, Any], prefix: str, place: str) -> Parallel:
-    """Degrees as the models room counts them: attention data parallelism beside tensor parallelism, not inside it."""
+def _parallel(row: Mapping[str, Any], prefix: str, place: str, experts: bool) -> Parallel:
+    """Degrees as the models room counts them: attention data parallelism beside tensor parallelism, not inside it; and
+    what is stated of experts only where the model has any (tools fill these columns for dense models as well)."""
     tp, pp = _whole(row, f"{prefix}tp_size", place), _whole(row, f"{prefix}pp_size", place, 1)
     dp = _whole(row, f"{prefix}attention_dp_size", place, 1)
     expert_tp, expert_ep = (_whole(row, f"{prefix}moe_{kind}_size", place, 1) for kind in ("tp", "ep"))
     experts_on = expert_tp * expert_ep
     if dp > 1 and tp % dp == 0 and tp == experts_on:
         tp //= dp  # tp names all GPUs, and attention is split over them by data
-    return Parallel(tp, pp, dp, tp * dp if expert_ep > 1 and tp * dp > 1 else 1)
+    return Parallel(tp, pp, dp, tp * dp if experts and expert_ep > 1 and tp * dp > 1 else 1)

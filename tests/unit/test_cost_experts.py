@@ -6,11 +6,13 @@ import itertools
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
+from measured_rows import MEASURED
 
 from simulator.cost.deepep import ExpertExchange
 from simulator.cost.engine_costs import load_engine_costs
-from simulator.cost.experts import ExpertParallelism, aligned_work, imbalance, padded
+from simulator.cost.experts import ExpertParallelism, aligned_work, further_tiles, imbalance, padded
 from simulator.cost.kernels import kernels_of
 from simulator.cost.operators import Step
 from simulator.cost.roofline import MoeShape, active_experts
@@ -216,3 +218,22 @@ def test_a_worst_case_layout_reads_all_experts_but_moves_the_chosen_rows_alone()
     assert work.chosen.tolist() == [64.0, 8192.0]
     assert work.rows.tolist() == [16384.0, 24448.0]  # 64 and 8,192 rows, and 127 of padding for each expert
     assert work.experts.tolist() == [128.0, 128.0]
+
+
+def test_an_expert_that_all_tokens_choose_has_as_many_tiles_as_their_rows_fill() -> None:
+    tokens = np.array([1.0, 16.0, 17.0, 32.0, 33.0, 96.0, 97.0, 128.0, 129.0, 512.0, 513.0, 1024.0])
+    assert further_tiles(tokens).tolist() == [0, 0, 1, 1, 1, 2, 1, 1, 2, 7, 4, 7]
+
+
+@pytest.mark.parametrize(("name", "model"), [("dsv2lite", "deepseek-v2-lite"), ("qwen3-30b", "qwen3-30b-a3b")])
+def test_further_tiles_take_as_much_longer_as_measured(name: str, model: str) -> None:
+    """Experts that all tokens chose, an H200: 16 of them fill one tile, more of them need further ones."""
+    rows = pd.read_csv(MEASURED / "h200_sxm_vllm" / "experts.csv")
+    rows = rows[(rows["model"] == name) & (rows["routing"] == "identical") & (rows["tiles"] == "default")]
+    measured_us = rows.set_index("tokens")["median_us"]
+    step = Step(load_model(model), load_gpu("h200_sxm"), Precision(), Parallel(), load_engine_costs("vllm-0.25"))
+    tokens = np.array([16.0, 32.0, 64.0, 128.0])
+    found_us = step.routed_experts(1, identical=True).time(tokens).seconds * 1e6
+    longer_us = measured_us[tokens[1:]].to_numpy() - measured_us[16]
+    assert found_us[1:] - found_us[0] == pytest.approx(longer_us, abs=6.0)
+    assert (longer_us > 10.0).all()

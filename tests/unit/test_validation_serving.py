@@ -86,7 +86,17 @@ def test_parallelism_counts_data_parallel_attention_beside_tp(
     tmp_path: Path, tp: int, dp: int | None, expert_tp: int, expert_ep: int, expected: Parallel
 ) -> None:
     row = {"tp_size": tp, "attention_dp_size": dp, "moe_tp_size": expert_tp, "moe_ep_size": expert_ep}
-    assert point(tmp_path, **row).groups[0].parallel == expected
+    assert point(tmp_path, model="openai/gpt-oss-120b", **row).groups[0].parallel == expected
+
+
+def test_what_a_row_states_of_experts_is_nothing_to_a_model_without(tmp_path: Path) -> None:
+    run = point(tmp_path, tp_size=2, moe_tp_size=1, moe_ep_size=2)
+    assert run.groups[0].parallel == Parallel(2, 1, 1, 1)
+    assert run_point(run).problem is None
+
+
+def test_answers_of_one_token_have_no_time_per_output_token(tmp_path: Path) -> None:
+    assert run_point(point(tmp_path, osl=1)).problem == "answers of one token have no time per output token"
 
 
 def test_names_of_models() -> None:
