@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from simulator.cost.engine_costs import CostsFile, engine_costs, list_engines, load_engine_costs
+from simulator.cost.costs_file import CostsFile
+from simulator.cost.engine_costs import engine_costs, list_engines, load_engine_costs
 from simulator.errors import TopologyError
 from simulator.resources import shipped
 from simulator.schema import read_yaml
@@ -45,3 +47,11 @@ def test_unknown_names_and_keys_are_refused_with_the_nearest_one(tmp_path: Path)
     with pytest.raises(TopologyError, match="unknown key 'frontend'"):
         engine_costs("x", {**good, "sources": {"frontend": "?"}}, "x.yaml: costs")
     assert set(good) <= set(CostsFile.model_fields)
+
+
+def test_a_faster_host_shortens_its_own_work_and_nothing_of_the_gpu() -> None:
+    costs = load_engine_costs("tensorrt-llm")
+    found = replace(costs, expert_routing_s=28e-6, expert_token_s=80e-9).on_host(2.0)
+    assert (found.step_gap_s, found.mixed_layer_s) == (costs.step_gap_s / 2.0, costs.mixed_layer_s / 2.0)
+    assert (found.all_reduce_wait_s, found.block_quantise_s) == (costs.all_reduce_wait_s, costs.block_quantise_s)
+    assert (found.expert_routing_s, found.expert_token_s) == (28e-6, 80e-9)
