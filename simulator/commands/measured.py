@@ -152,6 +152,9 @@ def _print_workloads(report: WorkloadsReport) -> None:
         table.add_row(result.name, *(cells.get(name, "") for name in names))
     means = [f"{report.mean_error_percent(m, s):.1f} %" for m in METRICS for s in STATISTICS]
     table.add_row("mean absolute error", *means)
+    scatter = [report.mean_scatter_percent(m, s) for m in METRICS for s in STATISTICS]
+    if any(one > 0.0 for one in scatter):
+        table.add_row("one run scatters by", *(f"{one:.1f} %" for one in scatter))
     show_table(Console(file=sys.stdout, highlight=False, emoji=False), table)
 
 

@@ -67,12 +67,14 @@ _DEVICES = (
 
 @dataclass(frozen=True)
 class Figure:
-    """One statistic of one run, in milliseconds."""
+    """One statistic of one run, in milliseconds. ``scatter_percent``: standard deviation of single simulated runs about
+    their mean, and so what the measured one may be off by chance alone."""
 
     metric: str
     statistic: str
     measured_ms: float
     simulated_ms: float
+    scatter_percent: float = 0.0
 
     @property
     def error_percent(self) -> float:
@@ -229,8 +231,9 @@ def replay(row: Mapping[str, Any], folder: Path, overrides: tuple[str, ...] = ()
         for name in STATISTICS:
             measured = row.get(f"{metric}_{name}_ms")
             if measured is not None and not pd.isna(measured):
-                found = float(np.mean([one[metric][name] for one in drawn]))
-                figures.append(Figure(metric, name, float(measured), found))
+                found = np.array([one[metric][name] for one in drawn])
+                mean, deviation = float(found.mean()), float(found.std(ddof=1)) if found.size > 1 else 0.0
+                figures.append(Figure(metric, name, float(measured), mean, 100.0 * deviation / mean))
     return WorkloadResult(str(row["stage"]), str(row["workload"]), len(trace), tuple(figures))
 
 
@@ -242,13 +245,16 @@ class WorkloadsReport:
 
     def mean_error_percent(self, metric: str, statistic: str) -> float:
         """Mean absolute error of one statistic over the runs."""
-        errors = [
-            abs(f.error_percent)
-            for result in self.results
-            for f in result.figures
-            if (f.metric, f.statistic) == (metric, statistic)
-        ]
-        return float(np.mean(errors)) if errors else float("nan")
+        return self._mean(metric, statistic, lambda figure: abs(figure.error_percent))
+
+    def mean_scatter_percent(self, metric: str, statistic: str) -> float:
+        """Mean over the runs of what a single run of each scatters by; 0 where nothing in them is left to chance."""
+        return self._mean(metric, statistic, lambda figure: figure.scatter_percent)
+
+    def _mean(self, metric: str, statistic: str, value: Callable[[Figure], float]) -> float:
+        figures = (figure for result in self.results for figure in result.figures)
+        found = [value(figure) for figure in figures if (figure.metric, figure.statistic) == (metric, statistic)]
+        return float(np.mean(found)) if found else float("nan")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
