@@ -128,6 +128,7 @@ def affine_cost(
 StepCost = record("StepCost", tuple(field.name for field in fields(StepCostTable)), __name__)
 
 
+# spelled out, as in ``simulator.engine``: machine code of a function that has no source file cannot be kept on disk
 @compiled
 def make_step_cost(  # type: ignore[no-untyped-def]
     affine,

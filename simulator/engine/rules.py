@@ -63,6 +63,7 @@ RULES = (*(f.name for f in fields(RuleSet)), "reserving")
 Rules = record("Rules", RULES, __name__)
 
 
+# spelled out: machine code of a function that has no source file cannot be kept on disk
 @compiled
 def make_rules(  # type: ignore[no-untyped-def]
     policy,
