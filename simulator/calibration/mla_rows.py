@@ -124,30 +124,4 @@ def projections(gpu: Gpu, backend: str, rows: pd.DataFrame, precision: Precision
 
 def bare_costs(backend: str) -> EngineCosts:
     """An engine without host work: kernels alone."""
-    return EngineCosts(
-        name=backend,
-        kernels=backend,
-        overlap=True,
-        host_step_s=0.0,
-        host_seq_s=0.0,
-        step_gap_s=0.0,
-        seq_gap_s=0.0,
-        mixed_step_s=0.0,
-        mixed_layer_s=0.0,
-        mixed_gap_s=0.0,
-        mixed_graph_tokens=0,
-        launch_ahead=False,
-        launch_jitter=0.0,
-        eager_layer_s=0.0,
-        eager_moe_layer_s=0.0,
-        eager_mla_layer_s=0.0,
-        frontend_s=0.0,
-        detokenise_s=0.0,
-        decode_graph_sizes=(),
-        fused_quantisation=(),
-        fused_norm_all_reduce=False,
-        all_reduce=backend,
-        expert_all_to_all="all_gather",
-        routing="balanced",
-        decode_routing="independent",
-    )
+    return EngineCosts(name=backend, kernels=backend, all_reduce=backend, overlap=True)

@@ -26,7 +26,7 @@ _NOT_OF_HOST = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineCosts:
     """What an engine adds to its kernels: the values of a ``CostsFile``, which says what each of them means.
 
@@ -36,75 +36,87 @@ class EngineCosts:
     """
 
     name: str
+
+    # Kernels
     kernels: str
-    overlap: bool
-    host_step_s: float
-    host_seq_s: float
-    step_gap_s: float
-    seq_gap_s: float
-    mixed_step_s: float
-    mixed_layer_s: float
-    mixed_gap_s: float
-    mixed_graph_tokens: int
-    launch_ahead: bool
-    launch_jitter: float
-    eager_layer_s: float
-    eager_moe_layer_s: float
-    eager_mla_layer_s: float
-    frontend_s: float
-    detokenise_s: float
-    decode_graph_sizes: tuple[int, ...]
-    fused_quantisation: tuple[str, ...]
-    fused_norm_all_reduce: bool
     all_reduce: str
-    expert_all_to_all: str
-    routing: str
-    decode_routing: str
-    experts: ExpertParallelism = field(default_factory=ExpertParallelism)
+    gemm_kernels: tuple[tuple[str, str], ...] = ()
+    rope_in_attention: bool = False
+    fused_quantisation: tuple[str, ...] = ()
+    fused_norm_all_reduce: bool = False
+    fused_norm_bytes: tuple[tuple[int, float], ...] = ()
+    fused_all_reduce: str = ""
+    low_latency_tokens: int = 0
+    low_latency_router_tokens: int = 0
+    decode_graph_sizes: tuple[int, ...] = ()
+    dependent_launch_s: float = 0.0
+    all_reduce_wait_s: float = 0.0
+    block_quantise_s: float = 0.0
+    sampling_logit_s: float = 0.0
+
+    # Experts
+    widened_experts: str = ""
+    mxfp4_padding: tuple[tuple[str, int, int], ...] = ()
+    expert_block_rows: int = 0
+    shared_experts: str = "apart"
+    expert_all_to_all: str = "all_gather"
     prompt_exchange: str = "gather"
+    routing: str = "balanced"
+    decode_routing: str = "independent"
+    experts: ExpertParallelism = field(default_factory=ExpertParallelism)
+    expert_kernels: str = ""
+    expert_routing_s: float = 0.0
+    expert_token_s: float = 0.0
+    expert_widening: float = 1.0
+    router_choice_inside: bool = False
+
+    # Host work of steps
+    overlap: bool = False
+    host_step_s: float = 0.0
+    host_seq_s: float = 0.0
+    step_gap_s: float = 0.0
+    seq_gap_s: float = 0.0
     rank_gap_s: float = 0.0
+
+    # Launches of steps with prompts, whose kernels are not one CUDA graph
+    mixed_step_s: float = 0.0
+    mixed_layer_s: float = 0.0
+    mixed_gap_s: float = 0.0
+    mixed_graph_tokens: int = 0
+    eager_layer_s: float = 0.0
+    eager_moe_layer_s: float = 0.0
+    eager_mla_layer_s: float = 0.0
     eager_block_gemm_s: float = 0.0
     eager_gap_s: float = 0.0
     launch_queue: int = 0
+    launch_ahead: bool = False
+    launch_seq_s: float = 0.0
+    launch_most_seqs: int = 2**31
+    launch_swing: float = 0.0
+    launch_stretch_s: float = 1.0
+    launch_jitter: float = 0.0
+    cold_prompt_s: float = 0.0
+    cold_past_s: float = 0.0
+    stall_rate_hz: float = 0.0
+    stall_s: float = 0.0
+
+    # Power
+    power_limit: bool = False
+    power_slower: float = 0.0
+    mixed_slower: float = 0.0
+    full_clock_formats: tuple[str, ...] = ()
+    past_attention: float = 0.0
+
+    # Front end
+    frontend_s: float = 0.0
     frontend_prompt_token_s: float = 0.0
+    detokenise_s: float = 0.0
+    deliver_token_s: float = 0.0
     frontend_accept_s: float = 0.0
     frontend_request_s: float = 0.0
     frontend_token_s: float = 0.0
     frontend_answer_token_s: float = 0.0
     frontend_merges: bool = False
-    deliver_token_s: float = 0.0
-    fused_norm_bytes: tuple[tuple[int, float], ...] = ()
-    fused_all_reduce: str = ""
-    gemm_kernels: tuple[tuple[str, str], ...] = ()
-    widened_experts: str = ""
-    mxfp4_padding: tuple[tuple[str, int, int], ...] = ()
-    expert_block_rows: int = 0
-    rope_in_attention: bool = False
-    low_latency_tokens: int = 0
-    low_latency_router_tokens: int = 0
-    expert_kernels: str = ""
-    expert_routing_s: float = 0.0
-    shared_experts: str = "apart"
-    cold_prompt_s: float = 0.0
-    cold_past_s: float = 0.0
-    expert_token_s: float = 0.0
-    expert_widening: float = 1.0
-    router_choice_inside: bool = False
-    mixed_slower: float = 0.0
-    full_clock_formats: tuple[str, ...] = ()
-    launch_swing: float = 0.0
-    launch_stretch_s: float = 1.0
-    launch_seq_s: float = 0.0
-    launch_most_seqs: int = 2**31
-    stall_rate_hz: float = 0.0
-    stall_s: float = 0.0
-    power_limit: bool = False
-    power_slower: float = 0.0
-    past_attention: float = 0.0
-    sampling_logit_s: float = 0.0
-    all_reduce_wait_s: float = 0.0
-    dependent_launch_s: float = 0.0
-    block_quantise_s: float = 0.0
 
     def on_host(self, speed: float | None) -> EngineCosts:
         """The same engine on a host that runs one thread ``speed`` times as fast as the one beside an H100 (None: as
