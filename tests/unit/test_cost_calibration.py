@@ -32,9 +32,17 @@ FIT = """
 import sys
 from pathlib import Path
 from simulator.calibration.fit_tables import error_table, fit_tables
+from simulator.hardware.profiles import KERNELS_SUFFIX, read_kernels
+from simulator.resources import shipped
 profiles = fit_tables(Path(sys.argv[1]), Path(sys.argv[2]))
 print(*[profile.gpu for profile in profiles])
 print(error_table(profiles).count("\\n"))
+for profile in profiles:
+    there = read_kernels(shipped("hardware_profiles") / f"{profile.gpu}{KERNELS_SUFFIX}", profile.gpu)
+    for fitted in profile.kernels:
+        rows, kept = fitted.rows, there.operators[fitted.rows.name]
+        now, then = (rows.roofline(parameters, rows.columns) for parameters in (fitted.parameters, kept))
+        print(profile.gpu, rows.name, abs(now / then - 1.0).max())
 """
 needs_tables = pytest.mark.skipif(not DATA, reason="SIMULATOR_DATA is not set")
 
@@ -118,17 +126,16 @@ def test_balanced_rows_that_outrun_the_memory_are_taken_for_half_of_the_experts(
 @needs_tables
 @pytest.mark.slow
 def test_the_shipped_profiles_are_what_the_tables_give(tmp_path: Path) -> None:
-    # Parameters that rows hold loosely follow the last bit of sums, which differs between OpenBLAS's kernels: one is named.
+    # Parameters that rows hold loosely follow the last bit of sums, which differs between processors: a share of what a
+    # cache holds means nothing where the cache is no faster. What they make of the rows does not.
     command = [sys.executable, "-c", FIT, str(TABLES), str(tmp_path)]
-    pinned = os.environ | {"OPENBLAS_CORETYPE": "Haswell"}
-    told = subprocess.run(command, env=pinned, check=True, capture_output=True, text=True).stdout.splitlines()
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     assert told[0].split() == list(MEASURED)
     assert int(told[1]) == 1
+    worst = {(gpu, kernel): float(most) for gpu, kernel, most in map(str.split, told[2:])}
     for gpu in MEASURED:
         again = read_kernels(tmp_path / f"{gpu}{KERNELS_SUFFIX}", gpu)
         there = read_kernels(shipped("hardware_profiles") / f"{gpu}{KERNELS_SUFFIX}", gpu)
         assert again.sources == there.sources
-        for kernel, values in again.operators.items():
-            for name, value in values.items():
-                room = 1e-8 if name.endswith("_s") else 1e-3
-                assert value == pytest.approx(there.operators[kernel][name], rel=0.02, abs=room), (gpu, kernel, name)
+        assert all((gpu, kernel) in worst for kernel in again.operators)
+    assert max(worst.values()) < 0.01, max(worst, key=lambda place: worst[place])
