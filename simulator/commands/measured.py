@@ -141,7 +141,8 @@ def _print_workloads(report: WorkloadsReport) -> None:
 
     table = plain_table()
     table.add_column("simulated ms (error)", no_wrap=True)
-    names = [f"{metric.upper()} {statistic}" for metric in METRICS for statistic in STATISTICS]
+    columns = [(metric, statistic) for metric in METRICS for statistic in STATISTICS]
+    names = [f"{metric.upper()} {statistic}" for metric, statistic in columns]
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for result in report.results:
@@ -150,9 +151,8 @@ def _print_workloads(report: WorkloadsReport) -> None:
             for f in result.figures
         }
         table.add_row(result.name, *(cells.get(name, "") for name in names))
-    means = [f"{report.mean_error_percent(m, s):.1f} %" for m in METRICS for s in STATISTICS]
-    table.add_row("mean absolute error", *means)
-    scatter = [report.mean_scatter_percent(m, s) for m in METRICS for s in STATISTICS]
+    table.add_row("mean absolute error", *(f"{report.mean_error_percent(*column):.1f} %" for column in columns))
+    scatter = [report.mean_scatter_percent(*column) for column in columns]
     if any(one > 0.0 for one in scatter):
         table.add_row("one run scatters by", *(f"{one:.1f} %" for one in scatter))
     show_table(Console(file=sys.stdout, highlight=False, emoji=False), table)

@@ -8,8 +8,10 @@ from pydantic import Field
 
 from simulator.schema import Schema
 
-HostSeconds = Annotated[float, Field(ge=0, le=60)]
-ColdSeconds = Annotated[float, Field(ge=0, le=3600)]
+#: Marks seconds that a faster host shortens.
+OF_HOST = "of the host"
+HostSeconds = Annotated[float, Field(ge=0, le=60), OF_HOST]
+ColdSeconds = Annotated[float, Field(ge=0, le=3600), OF_HOST]
 GpuSeconds = Annotated[float, Field(ge=0, le=1)]
 NormBytes = Annotated[float, Field(ge=0, le=1e12)]
 Multiple = Annotated[int, Field(ge=1, le=4096)]

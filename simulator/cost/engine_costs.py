@@ -7,23 +7,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from simulator.cost.costs_file import QUANTISING, CostsFile
+from simulator.cost.costs_file import OF_HOST, QUANTISING, CostsFile
 from simulator.cost.experts import ExpertParallelism
 from simulator.errors import TopologyError, unknown
 from simulator.resources import shipped
 from simulator.schema import check, read_yaml
 
-#: Seconds that no faster host shortens: the GPU's, and how long things last that happen to a host.
-_NOT_OF_HOST = (
-    "stall_s",
-    "sampling_logit_s",
-    "all_reduce_wait_s",
-    "dependent_launch_s",
-    "block_quantise_s",
-    "expert_routing_s",
-    "expert_token_s",
-    "launch_stretch_s",
-)
+#: Seconds that a faster host shortens.
+_OF_HOST = tuple(name for name, found in CostsFile.model_fields.items() if OF_HOST in found.metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +114,7 @@ class EngineCosts:
         fast)."""
         if speed is None:
             return self
-        seconds = [f.name for f in fields(self) if f.name.endswith("_s") and f.name not in _NOT_OF_HOST]
-        return replace(self, **{name: getattr(self, name) / speed for name in seconds})
+        return replace(self, **{name: getattr(self, name) / speed for name in _OF_HOST})
 
 
 def list_engines() -> list[str]:

@@ -296,10 +296,10 @@ def moe_time(
     kind: GemmFormat,
     shape: MoeShape,
     work: tuple[ArrayLike, Floats],
-    again_s: Floats | float = 0.0,
+    again_s_per_byte: Floats | float = 0.0,
 ) -> Time:
-    """Fused experts: gate and up, activation, down. ``work``: tokens, and distinct experts they choose; ``again_s``:
-    seconds in which weights that were read are read once more.
+    """Fused experts: gate and up, activation, down. ``work``: tokens, and distinct experts they choose;
+    ``again_s_per_byte``: seconds for each byte of these experts' weights, in all times that they are read once more.
 
     Parameters: t0_s, compute, memory, p; pad: rows that each active expert is padded by; activation: passes over this
     GPU's rows; global: passes over the rows of all experts (kernels that sort and sum all tokens, whoever owns their
@@ -316,7 +316,8 @@ def moe_time(
     own = rows * (3.0 * shape.hidden + shape.matrices * shape.width) * 2.0 + t * shape.hidden * 4.0
     others = kernel["activation"] * own + kernel["global"] * everywhere * shape.hidden * 2.0
     memory = weights_s(gpu, kernel, kind, numbers) + others / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
-    return _time(kernel["t0_s"], compute, memory + again_s, kernel["p"], rows * per_row, weights + own)
+    memory = memory + weights * again_s_per_byte
+    return _time(kernel["t0_s"], compute, memory, kernel["p"], rows * per_row, weights + own)
 
 
 def collective_time(

@@ -84,24 +84,21 @@ class RoutedParts(Parts):
         kernel, form = self.experts_kernel(routing)
         shape = self.moe_shape()
         key = (shape.hidden, shape.width, shape.top_k, shape.experts, shape.local_experts)
+        tiles = self.kernels.find("expert_tiles", "any", "any").parameters
+        cached_bytes_per_s = tiles["cached_bytes_per_sm_s"] * self.gpu.sms
 
         def time(tokens: Floats) -> Time:
             chosen = np.minimum(tokens, 1.0) if identical else tokens
             dealt = None if routing == "balanced" else 1.0
             active = active_experts(shape, chosen, dealt, self.costs.experts.skew)
-            again_s = experts.further_tiles(tokens) * active * self._again_s(shape, form) if identical else 0.0
-            found = moe_time(self.gpu, kernel.parameters, form, shape, (tokens, active), again_s)
+            again_s_per_byte = experts.further_tiles(tokens) / cached_bytes_per_s if identical else 0.0
+            found = moe_time(self.gpu, kernel.parameters, form, shape, (tokens, active), again_s_per_byte)
             return kernel.apply(found, key, tokens)
 
         origin = kernel.origin(key)
         if form.weight_bytes < BF16 and form.arithmetic == "bf16":
             origin = f"derived: {kernel.name} with {self.precision.weights} weights widened in registers"
         return Operator("experts", layers, time, origin, shared=True)
-
-    def _again_s(self, shape: MoeShape, form: GemmFormat) -> float:
-        """Seconds in which one expert's weights come from the second-level cache."""
-        rate = self.kernels.find("expert_tiles", "any", "any").parameters["cached_bytes_per_sm_s"] * self.gpu.sms
-        return shape.matrices * shape.hidden * shape.width * form.weight_bytes / rate
 
     @property
     def deepep(self) -> bool:

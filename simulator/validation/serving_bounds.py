@@ -18,8 +18,6 @@ def too_much(point: Point) -> str | None:
     arithmetic (two operations a weight and token, no attention) may not exceed the datasheet peak of all GPUs, nor
     their KV cache (prompts alone) the memory of the decoding GPUs; MLA's latent lies on every tensor-parallel rank.
     """
-    if point.output_tokens == 1:
-        return "answers of one token have no time per output token"
     model, gpu = load_model(point.model), load_gpu(point.system)
     gpus = sum(group.gpus for group in point.groups)
     answer_s = point.tpot_mean_ms * (point.output_tokens - 1) / 1e3

@@ -68,6 +68,8 @@ class Outcome:
 
 def run_point(point: Point, profiles: Path | None = None) -> Outcome:
     """Simulate one run; ``profiles``: a folder with engine profiles to take in place of the shipped ones."""
+    if point.output_tokens == 1:
+        return Outcome(point, None, None, "answers of one token have no time per output token")
     impossible = unstated_clients(point) or too_much(point)
     if impossible is not None:
         return Outcome(point, None, None, impossible)

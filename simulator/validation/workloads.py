@@ -232,8 +232,8 @@ def replay(row: Mapping[str, Any], folder: Path, overrides: tuple[str, ...] = ()
             measured = row.get(f"{metric}_{name}_ms")
             if measured is not None and not pd.isna(measured):
                 found = np.array([one[metric][name] for one in drawn])
-                mean, deviation = float(found.mean()), float(found.std(ddof=1)) if found.size > 1 else 0.0
-                figures.append(Figure(metric, name, float(measured), mean, 100.0 * deviation / mean))
+                scatter = 100.0 * found.std(ddof=1) / found.mean() if found.size > 1 else 0.0
+                figures.append(Figure(metric, name, float(measured), float(found.mean()), float(scatter)))
     return WorkloadResult(str(row["stage"]), str(row["workload"]), len(trace), tuple(figures))
 
 

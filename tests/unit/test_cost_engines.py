@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from simulator.cost.costs_file import CostsFile
-from simulator.cost.engine_costs import engine_costs, list_engines, load_engine_costs
+from simulator.cost.engine_costs import EngineCosts, engine_costs, list_engines, load_engine_costs
 from simulator.errors import TopologyError
 from simulator.resources import shipped
 from simulator.schema import read_yaml
@@ -47,6 +47,17 @@ def test_unknown_names_and_keys_are_refused_with_the_nearest_one(tmp_path: Path)
     with pytest.raises(TopologyError, match="unknown key 'frontend'"):
         engine_costs("x", {**good, "sources": {"frontend": "?"}}, "x.yaml: costs")
     assert set(good) <= set(CostsFile.model_fields)
+
+
+def test_costs_of_an_engine_are_those_of_its_file_with_the_same_defaults() -> None:
+    """Nothing that a profile states is passed over, and what it leaves out is the same in both."""
+    own = {f.name: f for f in fields(EngineCosts)}
+    for name, stated in CostsFile.model_fields.items():
+        if name in ("sources", "expert_backends"):
+            continue
+        assert name in own
+        if not (stated.is_required() or stated.default_factory or name in ("experts", "fused_quantisation")):
+            assert own[name].default == stated.default, name
 
 
 def test_a_faster_host_shortens_its_own_work_and_nothing_of_the_gpu() -> None:

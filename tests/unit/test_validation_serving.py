@@ -488,5 +488,6 @@ def test_workloads_are_within_their_limits_and_what_one_run_scatters_by() -> Non
     for figure in (figure for result in report.results for figure in result.figures):
         limit = 10.0 if figure.statistic == "p99" else 6.0
         assert abs(figure.error_percent) < limit + figure.scatter_percent
+    assert max(result.worst_percent() for result in report.results) < 20.0
     for metric in ("ttft", "tpot"):
         assert report.mean_error_percent(metric, "mean") < 3.0
