@@ -172,6 +172,7 @@ class FrontDoor(LoadSource):
         self._desks, self._turn, self._reachable = desks, 0, reachable
         self._all = list(desks)
         self._due: list[tuple[float, int]] = []  # when a desk is to be looked at; some find that it is too early
+        self._noted: set[tuple[float, int]] = set()  # the same, each once
         super().__init__(clock, times_s, rows, self._come)
 
     def next_s(self) -> float:
@@ -181,7 +182,9 @@ class FrontDoor(LoadSource):
     def get_up(self, now: float) -> None:
         super().get_up(now)
         while self._due and self._due[0][0] <= now:
-            _, index = heapq.heappop(self._due)
+            due = heapq.heappop(self._due)
+            self._noted.remove(due)
+            _, index = due
             self._desks[index].serve(now)
             self._look_again(index)
 
@@ -193,9 +196,10 @@ class FrontDoor(LoadSource):
         self._look_again(index)
 
     def _look_again(self, index: int) -> None:
-        due_s = self._desks[index].next_s()
-        if due_s < math.inf:
-            heapq.heappush(self._due, (due_s, index))
+        due = (self._desks[index].next_s(), index)
+        if due[0] < math.inf and due not in self._noted:
+            self._noted.add(due)
+            heapq.heappush(self._due, due)
 
 
 @compiled
