@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -24,9 +24,7 @@ WORST = 5
 def serving(file: str, *, sample: int | None, seed: int, jobs: int, json: str | None) -> int:
     """Measured closed-loop serving runs. Raises InputError for a file that cannot be read."""
     target = _target(json)
-    for name, value in (("--sample", sample), ("--jobs", jobs)):
-        if value is not None and value < 1:
-            raise InputError(f"{name}: {value} is not allowed; allowed: whole numbers of 1 or more")
+    _at_least_one({"--sample": sample, "--jobs": jobs})
     report = validate_serving(file, sample=sample, seed=seed, jobs=jobs, progress=_count)
     _hand_over(report.to_dict(), target)
     if target != "-":
@@ -34,10 +32,17 @@ def serving(file: str, *, sample: int | None, seed: int, jobs: int, json: str | 
     return 0
 
 
-def workloads(folder: str, *, change: Sequence[str], json: str | None) -> int:
+def _at_least_one(options: Mapping[str, int | None]) -> None:
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name}: {value} is not allowed; allowed: whole numbers of 1 or more")
+
+
+def workloads(folder: str, *, change: Sequence[str], draws: int, json: str | None) -> int:
     """Measured workloads, request by request. Raises InputError for a folder that cannot be read."""
     target = _target(json)
-    report = validate_workloads(folder, overrides=tuple(change))
+    _at_least_one({"--draws": draws})
+    report = validate_workloads(folder, overrides=tuple(change), draws=draws)
     _hand_over(report.to_dict(), target)
     if target != "-":
         _print_workloads(report)

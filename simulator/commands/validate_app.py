@@ -169,6 +169,7 @@ def _workloads(
     /,
     *,
     change: Annotated[tuple[str, ...], Parameter(name="--set", negative=(), show_default=False)] = (),
+    draws: int = 25,
     json: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
 ) -> int:
     """Replay workloads measured on a real engine, and compare percentiles of TTFT and TPOT.
@@ -179,9 +180,11 @@ def _workloads(
         a folder with workloads.csv and the requests of each run
     change
         change the topology: path.to.key=value; may be repeated
+    draws
+        simulate each run so many times, where how long launches take is left to chance; figures are the means
     json
         write the outcome as JSON to a file, or - for stdout
     """
     from simulator.commands.measured import workloads
 
-    return workloads(folder, change=change, json=json)
+    return workloads(folder, change=change, draws=draws, json=json)

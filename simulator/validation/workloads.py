@@ -54,7 +54,7 @@ _FLAGS = ("prefix_caching", "async_scheduling")
 _SETTINGS = {"kv_blocks": "num_gpu_blocks_override"}
 _WORDS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 #: Launches scatter: a run is simulated with so many draws, and its statistics are their means.
-_DRAWS = 25
+DRAWS = 25
 #: Words in a device's own name (nvidia-smi) that tell which profile it is.
 _DEVICES = (
     ("H100", "h100_sxm"),
@@ -217,15 +217,17 @@ def _scatters(plan: ClusterPlan) -> bool:
     return any(cost.launch_jitter > 0 or cost.launch_swing > 0 or cost.stall_rate_hz > 0 for cost in costs)
 
 
-def replay(row: Mapping[str, Any], folder: Path, overrides: tuple[str, ...] = ()) -> WorkloadResult:
-    """Replay one run, several times with other draws where launches scatter, and compare; ``overrides`` change the
-    topology (``path.to.key=value``)."""
+def replay(
+    row: Mapping[str, Any], folder: Path, overrides: tuple[str, ...] = (), *, draws: int = DRAWS
+) -> WorkloadResult:
+    """Replay one run, ``draws`` times where launches scatter, and compare; ``overrides`` change the topology
+    (``path.to.key=value``)."""
     place = f"{folder / 'workloads.csv'}: {row['stage']}.{row['workload']}"
     plan = assemble(load_topology(workload_topology(row, place, folder), overrides))
     path = folder / f"{row['stage']}.{row['workload']}.requests.csv.gz"
     trace = requests_trace(path, plan.workers[0].block_size)
     arrivals = _arrivals(row, place)
-    drawn = [_run_statistics(plan, trace, arrivals, seed) for seed in range(_DRAWS if _scatters(plan) else 1)]
+    drawn = [_run_statistics(plan, trace, arrivals, seed) for seed in range(draws if _scatters(plan) else 1)]
     figures = []
     for metric in METRICS:
         for name in STATISTICS:
@@ -263,9 +265,14 @@ class WorkloadsReport:
 
 
 def validate_workloads(
-    folder: str | Path, *, overrides: tuple[str, ...] = (), progress: Callable[[str], None] | None = None
+    folder: str | Path,
+    *,
+    overrides: tuple[str, ...] = (),
+    draws: int = DRAWS,
+    progress: Callable[[str], None] | None = None,
 ) -> WorkloadsReport:
-    """Replay every run of ``folder``. Raises InputError for a missing or malformed file."""
+    """Replay every run of ``folder``, ``draws`` times where launches scatter. Raises InputError for a missing or
+    malformed file."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
@@ -274,5 +281,5 @@ def validate_workloads(
     for row in rows_of(table):
         if progress is not None:
             progress(f"{row['stage']}.{row['workload']}")
-        results.append(replay(row, folder, overrides))
+        results.append(replay(row, folder, overrides, draws=draws))
     return WorkloadsReport(tuple(results))

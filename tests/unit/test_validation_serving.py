@@ -474,6 +474,13 @@ def test_workloads_whose_launches_scatter_say_by_how_much(tmp_path: Path, capsys
     assert figure.scatter_percent > 0.0
     assert main(["validate", "workloads", str(folder)]) == 0
     assert "one run scatters by" in capsys.readouterr().out
+    few, more = (validate_workloads(folder, draws=draws).results[0].figures[0] for draws in (1, 25))
+    assert few.scatter_percent == 0.0 and few.simulated_ms != more.simulated_ms
+    assert more == figure  # so many, if nothing is said
+    assert main(["validate", "workloads", str(folder), "--draws", "1"]) == 0
+    assert "one run scatters by" not in capsys.readouterr().out
+    assert main(["validate", "workloads", str(folder), "--draws", "0"]) == 2
+    assert "--draws: 0 is not allowed" in capsys.readouterr().err
     # launches that always take as long, on a host that nothing else holds up
     profile = tmp_path / "sure.yaml"
     profile.write_text("extends: vllm-0.25\nname: sure\ncosts: {launch_swing: 0.0, launch_jitter: 0.0}\n")
