@@ -46,6 +46,9 @@ class Profile:
 
 #: Kernels of vLLM that this program measured as well, over cold paged caches, as an engine has them.
 TAKEN = ("decode_attention/vllm/bf16",)
+#: GPU -> the one whose rows of those it takes. An H100 is an H200 with slower memory: one chip, so one time a launch
+#: and the same shares of either peak (docs/calibration.md).
+MEASURED_ON = {"h200_sxm": "h200_sxm", "h100_sxm": "h200_sxm"}
 DATA = "aiconfigurator 0.12.0 (NVIDIA, Apache-2.0), see NOTICE"
 
 
@@ -64,14 +67,17 @@ def write_profile(gpu: str, kernels: Iterable[Fitted], out: Path, data: str = DA
     save_tables(str(out / f"{gpu}{TABLES_SUFFIX}"), {f.rows.name: f.table for f in found if f.table is not None})
 
 
-def _measured_here(gpu: Gpu) -> list[Fitted]:
+def measured_here(gpu: str) -> list[Fitted]:
     """Kernels of the measuring program's shipped rows that stand in for those of the tables (docs/calibration.md says
     why these, and what they changed)."""
-    folder = shipped("hardware_profiles") / "measured" / gpu.name
-    if not folder.is_dir():
+    on = MEASURED_ON.get(gpu)
+    if on is None:
         return []
-    rows = measured_rows.decode_rows(read_measured(folder), gpu)
-    return [fit_measured(r) for r in rows if r.name in TAKEN]
+    measured = read_measured(shipped("hardware_profiles") / "measured" / on)
+    rows = [r for r in measured_rows.decode_rows(measured, replace(load_gpu(on), kernels=None)) if r.name in TAKEN]
+    if on != gpu:
+        rows = [replace(r, source=f"{r.source}; carried over: one chip, other memory") for r in rows]
+    return [fit_measured(r) for r in rows]
 
 
 def fit_gpu(folder: Path, gpu: str, out: Path, *, errors: bool = False) -> Profile:
@@ -82,7 +88,7 @@ def fit_gpu(folder: Path, gpu: str, out: Path, *, errors: bool = False) -> Profi
     """
     bare = replace(load_gpu(gpu), kernels=None)
     rows = [r for source in _SOURCES for r in source(folder, bare)]
-    own = _measured_here(bare)
+    own = measured_here(gpu)
     taken = {fitted.rows.name for fitted in own}
     kernels = [fit_kernel(r) for r in rows if r.name not in taken] + own
     write_profile(gpu, kernels, out)

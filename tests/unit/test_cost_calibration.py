@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from simulator.calibration.fit import fit_kernel, fit_parameters, held_back, predict
-from simulator.calibration.fit_tables import MEASURED, fit_tables
+from simulator.calibration.fit_tables import MEASURED, fit_tables, measured_here
 from simulator.calibration.kernel_rows import (
     Parameter,
     Rows,
@@ -21,6 +21,7 @@ from simulator.calibration.kernel_rows import (
     moe_rows,
 )
 from simulator.calibration.row_repairs import no_slower, without_jumps
+from simulator.cost.roofline import AttentionShape, decode_attention_time
 from simulator.errors import InputError
 from simulator.hardware.profiles import KERNELS_SUFFIX, load_gpu, read_kernels
 from simulator.resources import shipped
@@ -99,6 +100,29 @@ def test_large_products_are_no_slower_than_on_another_gpu_of_the_same_chip() -> 
     rows = pd.DataFrame({"m": [64, 512, 1024, 2048], "n": 1, "k": 1, "latency_us": [9.0, 9.0, 9.0, 9.0]})
     other = pd.DataFrame({"m": [64, 512, 1024], "n": 1, "k": 1, "other": [5.0, 8.0, 10.0]})
     assert no_slower(rows, other)["latency_us"].tolist() == [9.0, 8.0, 9.0, 9.0]
+
+
+def test_the_h100_takes_decode_attention_of_the_same_chip_with_other_memory() -> None:
+    (there,), (here,) = measured_here("h200_sxm"), measured_here("h100_sxm")
+    assert measured_here("b200_sxm") == []
+    assert here.rows.source == f"{there.rows.source}; carried over: one chip, other memory"
+    assert here.parameters == there.parameters
+    # what is shipped: bound by memory it takes as much longer as the H100's is slower, short contexts as long
+    shape, cases = (
+        AttentionShape(32.0, 8.0, 128.0, 128.0, 4096.0, "bf16"),
+        {"long": (64.0, 8192.0), "short": (1.0, 128.0)},
+    )
+    seconds = {}
+    for gpu in ("h100_sxm", "h200_sxm"):
+        bare = load_gpu(gpu)
+        parameters = read_kernels(shipped("hardware_profiles") / f"{gpu}{KERNELS_SUFFIX}", gpu).operators[
+            here.rows.name
+        ]
+        for name, case in cases.items():
+            found = decode_attention_time(bare, parameters, shape, tuple(map(np.asarray, case)), warm=False)
+            seconds[gpu, name] = float(found.seconds)
+    assert seconds["h100_sxm", "long"] / seconds["h200_sxm", "long"] == pytest.approx(4.8 / 3.35, rel=0.03)
+    assert seconds["h100_sxm", "short"] / seconds["h200_sxm", "short"] == pytest.approx(1.0, rel=0.03)
 
 
 def test_a_missing_table_is_named() -> None:
