@@ -111,6 +111,8 @@ class CostsFile(Schema):
     #: ``identical``: all decoding sequences choose the same experts, as when random weights make them repeat one token
     decode_routing: Literal["independent", "identical"] = "independent"
     experts: ExpertsFile = ExpertsFile()
+    #: measured rows of its experts have the router's choice in them (softmax and top-k), so it costs nothing more
+    router_choice_in_rows: bool = False
     expert_backends: dict[str, ExpertBackend] = Field(default_factory=dict)
 
     # Host work of steps

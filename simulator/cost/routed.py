@@ -27,15 +27,16 @@ class RoutedParts(Parts):
         m, moe, layers = self.model, self.model.moe, self.model.moe_layers
         assert moe is not None
         yield self.gemm("router", layers, (moe.experts, m.hidden), PLAIN)
-        chooses = 0 if self.costs.router_choice_inside else layers
-        yield self.stream("top-k of the router", chooses, 2 * moe.experts * 4.0)
+        kind, form = gemm_format(self.gpu, self.precision.weights, self.precision.gemm_arithmetic, experts=True)
+        derived = kind == "mxfp4" or form.widened_per_s > 0.0  # from rows of other formats, less what these do beside
+        inside = self.costs.router_choice_inside or (self.costs.router_choice_in_rows and not derived)
+        yield self.stream("top-k of the router", 0 if inside else layers, 2 * moe.experts * 4.0)
         if moe.shared_width:
             yield from self.mlp(SHARED, layers, moe.shared_width)
         fixed_s, token_s = self.costs.expert_routing_s, self.costs.expert_token_s
         if fixed_s or token_s:
             place = f"engine profile {self.costs.name}"
             yield Operator("sorting by expert", layers, lambda t: experts.fixed_time(fixed_s, t, token_s), place)
-        kind, _ = gemm_format(self.gpu, self.precision.weights, self.precision.gemm_arithmetic, experts=True)
         aligned = self.costs.expert_block_rows > 0 and kind == "fp8_block" and not self.deepep
         if aligned or (self.deepep and self.costs.experts.grouped):
             yield self._grouped_experts(layers)

@@ -202,6 +202,25 @@ def test_experts_that_choose_for_themselves_leave_no_kernel_for_it() -> None:
     assert set(names[0]) - set(names[1]) == {"top-k of the router"}
 
 
+@pytest.mark.parametrize(
+    ("model", "gpu", "weights", "inside"),
+    [
+        ("qwen3-30b-a3b", "h200_sxm", "bf16", True),
+        ("qwen3-235b-a22b", "h200_sxm", "fp8_block", True),
+        ("gpt-oss-120b", "h200_sxm", "mxfp4", False),  # widened in registers: derived from other rows
+        ("gpt-oss-120b", "b200_sxm", "mxfp4", False),
+    ],
+)
+def test_rows_of_experts_that_begin_with_the_routers_logits_have_its_choice(
+    model: str, gpu: str, weights: str, inside: bool
+) -> None:
+    step = step_of((model, gpu, Precision(weights), Parallel(tp=2), "vllm-0.25"))
+    apart = replace(step, costs=replace(step.costs, router_choice_in_rows=False))
+    names = [{op.name for op in of.token_operators} for of in (step, apart)]
+    assert names[1] - names[0] == ({"top-k of the router"} if inside else set())
+    assert "top-k of the router" in names[1]
+
+
 def test_fewer_experts_are_read_where_some_are_popular() -> None:
     step = step_of(("qwen3-235b-a22b", "h100_sxm", Precision("fp8_block"), Parallel(tp=4, ep=4), "tensorrt-llm-1.0"))
     alike = replace(step, costs=replace(step.costs, experts=replace(step.costs.experts, skew=0.0)))
