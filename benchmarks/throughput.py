@@ -136,7 +136,7 @@ def main() -> None:
     for name, (topology, share, shape, macro) in LOADS.items():
         if (given.only and name not in given.only) or (shape == "mooncake" and "MOONCAKE" not in os.environ):
             continue
-        # caches change nothing in how fast engines are: one capacity for all of a topology and shape, but for engines
+        # loads with caches run at the capacity without them; another engine has another one
         changes = CHANGES.get(name, ()) if "caches" not in name else ()
         load = (topology, shape, *changes)
         if share and load not in found:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pytest import MonkeyPatch
 
 from simulator.api import simulate
 from simulator.cluster.frontdesk import MOST_FOR_TOKENS, SHARE_WHEN_LATE, FrontDesk, FrontDoor, leave_moments
@@ -101,6 +102,13 @@ def test_tokens_go_first_but_never_take_all_of_the_time() -> None:
         quick = leaving(replace(work, request_s=1e-6), [*warm, Asked(9.95, 0.0)], rate)
         assert quick[-1] == pytest.approx(9.95, abs=1e-3)
         assert leaving(work, late, rate)[0] == pytest.approx(10.0 + 0.5 / (1.0 - share), rel=0.02)
+
+
+def test_a_burst_is_looked_at_a_few_times_a_request_not_once_for_each_that_waits(monkeypatch: MonkeyPatch) -> None:
+    looks, serve = [], FrontDesk.serve
+    monkeypatch.setattr(FrontDesk, "serve", lambda desk, now: (looks.append(now), serve(desk, now))[1])
+    leaving(FrontWork(accept_s=0.001, request_s=0.001), [Asked(0.0, 0.002)] * 200)
+    assert 200 < len(looks) < 1000  # 200 that come, as many that leave
 
 
 @given(st.lists(st.tuples(st.floats(0.0, 2.0), st.floats(0.0, 0.2)), min_size=1, max_size=30), st.floats(0.0, 0.1))
