@@ -33,15 +33,13 @@ EIGHT = "llama-3.1-8b/h100_sxm/8c"
 PAIRS = "llama-3.1-8b/h100_sxm/8p8d"
 #: Three tiers below the prefill engines; copies to the store leave by the cards that handovers use.
 TIERS = "cache={host: {gib: 32}, ssd: {gib: 256, gbyte_per_s: 12}, pool: {gib: 1024, gbyte_per_s: 100}}"
-#: What a load changes in its topology.
-CHANGES = {"8P8D-caches": (TIERS,), "chat-80%-sglang": ("engine.profile=sglang",)}
 #: name -> topology, rate (requests/s), shape, macro-steps
 LOADS: dict[str, tuple[str, float, str, bool]] = {
     "chat-30%": (EIGHT, 0.3, "chat", True),
     "chat-80%": (EIGHT, 0.8, "chat", True),
     "chat-120%": (EIGHT, 1.2, "chat", True),
     "chat-80%-stepper": (EIGHT, 0.8, "chat", False),
-    "chat-80%-sglang": (EIGHT, 0.8, "chat", True),
+    "chat-80%-sglang": (f"{EIGHT}/sglang", 0.8, "chat", True),
     "long-prompts": (EIGHT, 0.8, "long", True),
     "8P8D": (PAIRS, 0.8, "chat", True),
     "8P8D-prefixes": (PAIRS, 0.8, "prefixes", True),
@@ -88,12 +86,12 @@ def simulate(topology: str, trace: Trace, macro: bool = True, changes: tuple[str
     return time.process_time() - start, cluster
 
 
-def capacity(topology: str, shape: str, changes: tuple[str, ...] = ()) -> float:
+def capacity(topology: str, shape: str) -> float:
     """The highest rate (requests/s) whose queue stays bounded: the wait at the end is not much above that halfway."""
     low, high = 1.0, 2000.0
     for _ in range(9):
         rate = (low * high) ** 0.5
-        _, cluster = simulate(topology, drawn(shape, 40_000, rate), changes=changes)
+        _, cluster = simulate(topology, drawn(shape, 40_000, rate))
         tenths = np.array_split(cluster.desk.first_token_s - cluster.arrival_s, 10)
         bounded = tenths[9].mean() < 1.5 * tenths[4].mean() + 0.1
         low, high = (rate, high) if bounded else (low, rate)
@@ -112,7 +110,7 @@ def peak_gb() -> float:
 def one(name: str, requests: int, rate: float) -> dict[str, float | str]:
     """Measure one line in this process."""
     topology, _, shape, macro = LOADS[name]
-    changes = CHANGES.get(name, ())
+    changes = (TIERS,) if name == "8P8D-caches" else ()
     simulate(topology, drawn("prefixes" if shape == "prefixes" else "chat", 200, 5.0), macro, changes)
     trace = load_trace(Path(os.environ["MOONCAKE"])) if shape == "mooncake" else drawn(shape, requests, rate)
     seconds, cluster = simulate(topology, trace, macro, changes)
@@ -132,16 +130,13 @@ def main() -> None:
         print(json.dumps(one(given.one, given.requests[0], given.rate)))
         return
     print(f"{'load':18} {'requests':>9} {'rate/s':>7} {'CPU s':>7} {'requests/s':>10} {'us/step':>8} {'GB':>5}")
-    found: dict[tuple[str, ...], float] = {}
+    found: dict[tuple[str, str], float] = {}
     for name, (topology, share, shape, macro) in LOADS.items():
         if (given.only and name not in given.only) or (shape == "mooncake" and "MOONCAKE" not in os.environ):
             continue
-        # loads with caches run at the capacity without them; another engine has another one
-        changes = CHANGES.get(name, ()) if "caches" not in name else ()
-        load = (topology, shape, *changes)
-        if share and load not in found:
-            found[load] = capacity(topology, shape, changes)
-        rate = share * found.get(load, 0.0)
+        if share and (topology, shape) not in found:
+            found[topology, shape] = capacity(topology, shape)
+        rate = share * found.get((topology, shape), 0.0)
         for requests in given.requests if macro and share else given.requests[:1]:
             command = [sys.executable, __file__, "--one", name, "--requests", str(requests), "--rate", str(rate)]
             line = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

@@ -172,7 +172,6 @@ class FrontDoor(LoadSource):
         self._desks, self._turn, self._reachable = desks, 0, reachable
         self._all = list(desks)
         self._due: list[tuple[float, int]] = []  # when a desk is to be looked at; some find that it is too early
-        self._noted: set[tuple[float, int]] = set()  # the same, each once
         super().__init__(clock, times_s, rows, self._come)
 
     def next_s(self) -> float:
@@ -183,7 +182,8 @@ class FrontDoor(LoadSource):
         super().get_up(now)
         while self._due and self._due[0][0] <= now:
             due = heapq.heappop(self._due)
-            self._noted.remove(due)
+            while self._due and self._due[0] == due:  # all who wait lead to the same moment: one look does
+                heapq.heappop(self._due)
             _, index = due
             self._desks[index].serve(now)
             self._look_again(index)
@@ -196,10 +196,9 @@ class FrontDoor(LoadSource):
         self._look_again(index)
 
     def _look_again(self, index: int) -> None:
-        due = (self._desks[index].next_s(), index)
-        if due[0] < math.inf and due not in self._noted:
-            self._noted.add(due)
-            heapq.heappush(self._due, due)
+        due_s = self._desks[index].next_s()
+        if due_s < math.inf:
+            heapq.heappush(self._due, (due_s, index))
 
 
 @compiled

@@ -27,7 +27,7 @@ class RoutedParts(Parts):
         m, moe, layers = self.model, self.model.moe, self.model.moe_layers
         assert moe is not None
         yield self.gemm("router", layers, (moe.experts, m.hidden), PLAIN)
-        kind, form = gemm_format(self.gpu, self.precision.weights, self.precision.gemm_arithmetic, experts=True)
+        kind, form = self.expert_format
         derived = kind == "mxfp4" or form.widened_per_s > 0.0  # from rows of other formats, less what these do beside
         inside = self.costs.router_choice_inside or (self.costs.router_choice_in_rows and not derived)
         yield self.stream("top-k of the router", 0 if inside else layers, 2 * moe.experts * 4.0)
@@ -52,10 +52,15 @@ class RoutedParts(Parts):
 
     def moe_shape(self) -> MoeShape:
         """Experts of one GPU, as the engine's kernels lay them out."""
-        _, form = gemm_format(self.gpu, self.precision.weights, self.precision.gemm_arithmetic, experts=True)
+        _, form = self.expert_format
         kernel = self.costs.widened_experts if form.widened_per_s else experts.NATIVE
         rules = self.costs.mxfp4_padding if self.precision.weights == "mxfp4" else ()
         return experts.expert_shape(self.model, self.parallel, rules, kernel)
+
+    @cached_property
+    def expert_format(self) -> tuple[str, GemmFormat]:
+        """Format of the experts' kernels, and bytes and arithmetic of their weights."""
+        return gemm_format(self.gpu, self.precision.weights, self.precision.gemm_arithmetic, experts=True)
 
     @cached_property
     def routing(self) -> str:
@@ -71,7 +76,7 @@ class RoutedParts(Parts):
         return self.costs.routing == "busiest" and self.routing == "skewed" and self.parallel.ep > 1
 
     def experts_kernel(self, routing: str = "") -> tuple[Kernel, GemmFormat]:
-        kind, form = gemm_format(self.gpu, self.precision.weights, self.precision.gemm_arithmetic, experts=True)
+        kind, form = self.expert_format
         form = replace(form, widened_per_s=form.widened_per_s * self.costs.expert_widening)
         if form.widened_per_s and self.costs.widened_experts:
             kernel = self.kernels.find(f"{self.costs.widened_experts}_experts", "any", "any")
@@ -122,7 +127,7 @@ class RoutedParts(Parts):
 
     def _grouped_experts(self, layers: int) -> Operator:
         """Experts by grouped GEMMs: the busiest GPU's rows, or all rows of a layout with room for every padding."""
-        _, form = gemm_format(self.gpu, self.precision.weights, self.precision.gemm_arithmetic, experts=True)
+        _, form = self.expert_format
         kernel, shape = self.kernels.find("grouped_experts", "any", "any"), self.moe_shape()
         slots = (shape.experts + self.costs.experts.redundant) / self.parallel.expert_gpus
 

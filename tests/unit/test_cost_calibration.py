@@ -108,19 +108,15 @@ def test_the_h100_takes_decode_attention_of_the_same_chip_with_other_memory() ->
     assert here.rows.source == f"{there.rows.source}; carried over: one chip, other memory"
     assert here.parameters == there.parameters
     # what is shipped: bound by memory it takes as much longer as the H100's is slower, short contexts as long
-    shape, cases = (
-        AttentionShape(32.0, 8.0, 128.0, 128.0, 4096.0, "bf16"),
-        {"long": (64.0, 8192.0), "short": (1.0, 128.0)},
-    )
+    shape = AttentionShape(32.0, 8.0, 128.0, 128.0, 4096.0, "bf16")
+    cases = {"long": (64.0, 8192.0), "short": (1.0, 128.0)}
     seconds = {}
-    for gpu in ("h100_sxm", "h200_sxm"):
-        bare = load_gpu(gpu)
-        parameters = read_kernels(shipped("hardware_profiles") / f"{gpu}{KERNELS_SUFFIX}", gpu).operators[
-            here.rows.name
-        ]
+    for gpu in map(load_gpu, ("h100_sxm", "h200_sxm")):
+        assert gpu.kernels is not None
         for name, case in cases.items():
-            found = decode_attention_time(bare, parameters, shape, tuple(map(np.asarray, case)), warm=False)
-            seconds[gpu, name] = float(found.seconds)
+            parameters = gpu.kernels.operators[here.rows.name]
+            found = decode_attention_time(gpu, parameters, shape, tuple(map(np.asarray, case)), warm=False)
+            seconds[gpu.name, name] = float(found.seconds)
     assert seconds["h100_sxm", "long"] / seconds["h200_sxm", "long"] == pytest.approx(4.8 / 3.35, rel=0.03)
     assert seconds["h100_sxm", "short"] / seconds["h200_sxm", "short"] == pytest.approx(1.0, rel=0.03)
 
