@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from simulator.calibration import kernel_rows, measured_rows, mla_rows
 from simulator.calibration.fit import Fitted, HeldBack, fit_kernel, fit_measured, held_back
+from simulator.calibration.in_steps import as_in_steps, attention_in_steps
 from simulator.calibration.kernel_rows import Rows
 from simulator.calibration.measured import read_measured
 from simulator.cost.kernels import TABLES_SUFFIX
@@ -49,6 +50,8 @@ TAKEN = ("decode_attention/vllm/bf16",)
 #: GPU -> the one whose rows of those it takes. An H100 is an H200 with slower memory: one chip, so one time a launch
 #: and the same shares of either peak (docs/calibration.md).
 MEASURED_ON = {"h200_sxm": "h200_sxm", "h100_sxm": "h200_sxm"}
+#: Kernels of whole steps of vLLM: in them decode attention takes longer than alone.
+STEPS = "h200_sxm_vllm/kernels.csv"
 DATA = "aiconfigurator 0.12.0 (NVIDIA, Apache-2.0), see NOTICE"
 
 
@@ -73,11 +76,16 @@ def measured_here(gpu: str) -> list[Fitted]:
     on = MEASURED_ON.get(gpu)
     if on is None:
         return []
-    measured = read_measured(shipped("hardware_profiles") / "measured" / on)
-    rows = [r for r in measured_rows.decode_rows(measured, replace(load_gpu(on), kernels=None)) if r.name in TAKEN]
-    if on != gpu:
-        rows = [replace(r, source=f"{r.source}; carried over: one chip, other memory") for r in rows]
-    return [fit_measured(r) for r in rows]
+    folder, bare = shipped("hardware_profiles") / "measured", replace(load_gpu(on), kernels=None)
+    rows = [r for r in measured_rows.decode_rows(read_measured(folder / on), bare) if r.name in TAKEN]
+    steps = attention_in_steps(folder / STEPS)
+    found = [as_in_steps(fit_measured(r), steps, bare) for r in rows]
+    return found if on == gpu else [_carried_over(fitted) for fitted in found]
+
+
+def _carried_over(fitted: Fitted) -> Fitted:
+    source = f"{fitted.rows.source}; carried over: one chip, other memory"
+    return replace(fitted, rows=replace(fitted.rows, source=source))
 
 
 def fit_gpu(folder: Path, gpu: str, out: Path, *, errors: bool = False) -> Profile:

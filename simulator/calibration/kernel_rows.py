@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.calibration.row_repairs import JUMPS, SAME_CHIP, no_slower, without_jumps
+from simulator.calibration.row_repairs import repaired_gemms, with_engine_choice
 from simulator.cost.collectives import RING, link_bandwidth
 from simulator.cost.kernels import gemm_format
 from simulator.cost.roofline import (
@@ -115,17 +116,11 @@ TILES = {"tile_m": 128.0, "tile_n": 128.0}
 
 def gemm_rows(folder: Path, gpu: Gpu) -> Iterator[Rows]:
     """GEMMs of each backend and format."""
-    frame = read_table(folder, gpu.name, "gemm")
-    for (backend, kind), group in frame.groupby(["backend", "gemm_dtype"]):
+    read = cache(lambda name: read_table(folder, name, "gemm"))
+    for (backend, kind), group in read(gpu.name).groupby(["backend", "gemm_dtype"]):
         if (backend, kind) in HOST_BOUND:
             continue
-        rows = group.groupby(["m", "n", "k"], as_index=False).agg(latency_us=("latency_us", "min"))
-        if (backend, kind) in JUMPS:
-            rows = without_jumps(rows)
-        twin = SAME_CHIP.get((gpu.name, str(backend), str(kind)))
-        if twin is not None:
-            other = read_table(folder, twin, "gemm").query("backend == @backend and gemm_dtype == @kind")
-            rows = no_slower(rows, other.groupby(["m", "n", "k"], as_index=False).agg(other=("latency_us", "min")))
+        rows = repaired_gemms((gpu.name, str(backend), str(kind)), read)
         stored = FORMATS[str(kind)]
         arithmetic = {"bf16": "bf16", "nvfp4": "nvfp4"}.get(stored, "fp8")
         _, form = gemm_format(gpu, stored, arithmetic)
@@ -283,6 +278,9 @@ def moe_rows(folder: Path, gpu: Gpu) -> Iterator[Rows]:
         stored = FORMATS[str(kind)]
         _, form = gemm_format(gpu, stored, {"bf16": "bf16", "nvfp4": "nvfp4"}.get(stored, "fp8"))
         rows = group.groupby(shape, as_index=False).agg(latency_us=("latency_us", "min"))
+        triton = bool(group["kernel_source"].str.contains("triton").any())
+        if backend == "vllm" and triton:
+            rows = with_engine_choice(rows)
         rows["dealt"] = _dealt(gpu, rows, form.weight_bytes) if routing == "balanced" else 1.0
 
         def roofline(p: Mapping[str, float], c: Columns, form: object = form) -> Floats:
@@ -310,7 +308,7 @@ def moe_rows(folder: Path, gpu: Gpu) -> Iterator[Rows]:
             None,
             roofline,
             MOE,
-            {"launch": TRITON if group["kernel_source"].str.contains("triton").any() else ONE_CALL},
+            {"launch": TRITON if triton else ONE_CALL},
             source_of("MoE", group["kernel_source"]),
         )
 

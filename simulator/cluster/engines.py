@@ -131,6 +131,13 @@ def _on_host(gpu: Gpu, topology: Topology, pool: PoolPart) -> Gpu:
     return gpu if speed is None else replace(gpu, host_speed=speed)
 
 
+def _beside(host: HostPart, costs: EngineCosts, gpu: Gpu) -> EngineCosts:
+    """The engine's costs with what is stated of its host. A gap is stated as it is there; a profile's, beside an H100
+    as sold, is yet to be divided by the host's speed."""
+    gap_s = costs.step_gap_s if host.step_gap_s is None else host.step_gap_s * (gpu.host_speed or 1.0)
+    return replace(costs, step_gap_s=gap_s, stall_rate_hz=host.stall_rate_hz, stall_s=host.stall_s)
+
+
 def _loaded(load: Callable[[str], T], name: str, place: str) -> T:
     """A model or GPU by name; errors say where the name stands."""
     try:
@@ -221,8 +228,7 @@ def _with_costs(engine: Engine, topology: Topology, pool: PoolPart) -> Engine:
         return _with_front_end(replace(engine, step_cost=affine_cost(step_time.base_s, *parts)), topology.frontend)
     assert engine.model is not None and engine.gpu is not None, "checked with the topology"
     host = _host(topology, pool)
-    costs = _costs(engine.profile, engine.settings)
-    costs = replace(costs, stall_rate_hz=host.stall_rate_hz, stall_s=host.stall_s)
+    costs = _beside(host, _costs(engine.profile, engine.settings), engine.gpu)
     cost = build_step_cost(
         engine.model,
         engine.gpu,

@@ -71,10 +71,12 @@ class StepTimePart(Part):
 
 class HostPart(Part):
     """The processors that run the engine. ``speed``: of one thread, as a multiple of that beside an H100 as sold, in
-    place of the GPU profile's. ``stall_rate_hz``, ``stall_s``: how often something else keeps it from launching a step
-    with prompts, and for how long on average."""
+    place of the GPU profile's. ``step_gap_s``: for how long its GPUs rest between two steps, in place of the engine
+    profile's. ``stall_rate_hz``, ``stall_s``: how often something else keeps it from launching a step with prompts, and
+    for how long on average."""
 
     speed: Annotated[float, Field(ge=0.05, le=20)] | None = None
+    step_gap_s: Seconds | None = None
     stall_rate_hz: Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)] = 0.0
     stall_s: Seconds = 0.0
 

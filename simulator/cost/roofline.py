@@ -150,10 +150,22 @@ def gemm_time(
     return _time(kernel["t0_s"] + extra, compute, memory, kernel["p"], flops, moved)
 
 
+def l2_miss(gpu: Gpu, moved: Floats, share: float) -> Floats:
+    """Part of ``moved`` bytes that a kernel reads from memory, although it or the kernel before has just moved them:
+    none while they fit in ``share`` of the L2, all of them well above it."""
+    filled = moved / (share * gpu.l2_bytes)
+    result: Floats = 1.0 - 1.0 / (1.0 + filled**8.0)
+    return result
+
+
 def stream_time(gpu: Gpu, kernel: Mapping[str, float], moved: ArrayLike, launches: float = 1.0) -> Time:
-    """A memory-bound pass (norm, activation, sampling) of ``moved`` bytes. Parameters: t0_s, memory."""
+    """A memory-bound pass (norm, activation, sampling) of ``moved`` bytes. Parameters: t0_s, memory; l2_share,
+    cached_bytes_per_sm_s: bytes that fit in so much of the L2 lie there, where the kernel before left them, and each
+    processor moves so many a second."""
     size = np.asarray(moved, dtype=np.float64)
-    memory = size / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
+    miss = l2_miss(gpu, size, kernel["l2_share"])
+    read = miss / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
+    memory = size * (read + (1.0 - miss) / (kernel["cached_bytes_per_sm_s"] * gpu.sms))
     return _time(kernel["t0_s"] * launches, 0.0 * memory, memory, 1.0, 0.0, size)
 
 
@@ -202,14 +214,6 @@ def prefill_attention_time(gpu: Gpu, kernel: Mapping[str, float], shape: Attenti
     compute = per_pair * paged * padding / (kernel["compute"] * width * gpu.peak_flops[shape.arithmetic])
     memory = moved / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
     return _time(kernel["t0_s"], compute, memory, kernel["p"], flops, moved)
-
-
-def l2_miss(gpu: Gpu, moved: Floats, share: float) -> Floats:
-    """Part of ``moved`` bytes that a kernel repeated on the same data reads from memory: none while they fit in
-    ``share`` of the L2, all of them well above it."""
-    filled = moved / (share * gpu.l2_bytes)
-    result: Floats = 1.0 - 1.0 / (1.0 + filled**8.0)
-    return result
 
 
 def decode_attention_time(

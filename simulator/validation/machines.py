@@ -1,7 +1,7 @@
 """The hosts of measured machines: how fast their processors are, and how often something else keeps them.
 
 The two machines of the vLLM 0.25.1 measurements are shipped (``hardware_profiles/hosts``); a row of ``workloads.csv``
-that has ``host_speed``, ``host_stall_rate_hz`` or ``host_stall_s`` states its own.
+that has ``host_speed``, ``host_step_gap_s``, ``host_stall_rate_hz`` or ``host_stall_s`` states its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from simulator.errors import InputError
 from simulator.resources import shipped
 from simulator.schema import Schema, check, read_yaml
 
-COLUMNS = {"host_speed": "speed", "host_stall_rate_hz": "stall_rate_hz", "host_stall_s": "stall_s"}
+COLUMNS = {f"host_{name}": name for name in ("speed", "step_gap_s", "stall_rate_hz", "stall_s")}
 _FILE = "hardware_profiles/hosts/vllm-0.25.1.yaml"
 
 

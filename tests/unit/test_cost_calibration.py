@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.calibration.fit import fit_kernel, fit_parameters, held_back, predict
-from simulator.calibration.fit_tables import MEASURED, fit_tables, measured_here
+from simulator.calibration import measured_rows
+from simulator.calibration.fit import fit_kernel, fit_measured, fit_parameters, held_back, predict
+from simulator.calibration.fit_tables import MEASURED, STEPS, fit_tables, measured_here
+from simulator.calibration.in_steps import as_in_steps, attention_in_steps, in_steps
 from simulator.calibration.kernel_rows import (
     Parameter,
     Rows,
@@ -20,7 +23,14 @@ from simulator.calibration.kernel_rows import (
     gemm_rows,
     moe_rows,
 )
-from simulator.calibration.row_repairs import no_slower, without_jumps
+from simulator.calibration.measured import Measured, read_measured
+from simulator.calibration.row_repairs import (
+    CHOICE_US,
+    no_slower,
+    with_engine_choice,
+    without_jumps,
+    without_slow_rows,
+)
 from simulator.cost.roofline import AttentionShape, decode_attention_time
 from simulator.errors import InputError
 from simulator.hardware.profiles import KERNELS_SUFFIX, load_gpu, read_kernels
@@ -100,6 +110,47 @@ def test_large_products_are_no_slower_than_on_another_gpu_of_the_same_chip() -> 
     rows = pd.DataFrame({"m": [64, 512, 1024, 2048], "n": 1, "k": 1, "latency_us": [9.0, 9.0, 9.0, 9.0]})
     other = pd.DataFrame({"m": [64, 512, 1024], "n": 1, "k": 1, "other": [5.0, 8.0, 10.0]})
     assert no_slower(rows, other)["latency_us"].tolist() == [9.0, 8.0, 9.0, 9.0]
+
+
+def test_rows_slower_than_their_weights_usually_are_are_brought_down_where_it_is_sure() -> None:
+    few, many = [1, 2, 4, 8, 16, 48], [1, 4, 8, 16, 64, 256]
+    wide = pd.DataFrame({"m": few, "n": 8192, "k": 4096, "latency_us": [9.0, 9.0, 9.0, 11.0, 9.1, 11.0]})
+    steady = pd.DataFrame({"m": many, "n": 8192, "k": 4096, "latency_us": [10.0, 10.0, 10.0, 10.0, 10.0, 30.0]})
+    assert without_slow_rows(wide, steady)["latency_us"].tolist() == pytest.approx([9.0, 9.0, 9.0, 9.05, 9.1, 9.05])
+    # of few columns: between two counts of rows tiles decide; of few numbers: not weights
+    assert without_slow_rows(wide.assign(n=4096, k=8192), steady.assign(n=4096, k=8192))["latency_us"].tolist() == (
+        pytest.approx([9.0, 9.0, 9.0, 9.05, 9.1, 11.0])
+    )
+    small = wide.assign(k=1024)
+    assert without_slow_rows(small, steady.assign(k=1024))["latency_us"].tolist() == small["latency_us"].tolist()
+    # where the steady rows jump as well it is the library's doing, and beyond 128 rows arithmetic's
+    alike = steady.assign(latency_us=[10.0, 10.0, 12.4, 10.0, 10.0, 30.0])
+    assert without_slow_rows(wide, alike)["latency_us"].tolist()[3] == 11.0
+    large = pd.DataFrame({"m": [1, 256], "n": 8192, "k": 4096, "latency_us": [9.0, 60.0]})
+    assert without_slow_rows(large, steady)["latency_us"].tolist() == [9.0, 60.0]
+
+
+def test_rows_of_experts_keep_a_choice_as_long_as_an_engine_s() -> None:
+    assert with_engine_choice(pd.DataFrame({"latency_us": [40.0, 300.0]}))["latency_us"].tolist() == (
+        pytest.approx([40.0 - CHOICE_US, 300.0 - CHOICE_US])
+    )
+
+
+def test_decode_attention_is_fitted_to_what_it_takes_in_steps() -> None:
+    place = shipped("hardware_profiles") / "measured"
+    steps = attention_in_steps(place / STEPS)
+    assert set(steps["kv_heads"]) == {4, 8}, "the MLA model has kernels of its own"
+    one = steps[(steps["kv_heads"] == 8) & (steps["batch"] == 64) & (steps["context"] == 1051)]
+    assert one["median_us"].tolist() == [pytest.approx(80.99 + 3.04)]
+    bare = replace(load_gpu("h200_sxm"), kernels=None)
+    rows = next(r for r in measured_rows.decode_rows(read_measured(place / "h200_sxm"), bare) if "vllm" in r.name)
+    alone = fit_measured(rows)
+    more = in_steps(alone, steps, bare)
+    assert 1.02 < more.share < 1.09 and 1e-6 < more.launch_s < 3e-6
+    (found,) = measured_rows.decode_rows(Measured({"decode_attention": steps}, {}), bare)
+    errors = predict(as_in_steps(alone, steps, bare), found) / found.measured_s - 1.0
+    assert np.abs(errors).max() < 0.09 and np.abs(errors).mean() < 0.03
+    assert (predict(alone, found) / found.measured_s).max() < 1.0, "alone it is quicker every time"
 
 
 def test_the_h100_takes_decode_attention_of_the_same_chip_with_other_memory() -> None:

@@ -98,9 +98,20 @@ def test_a_step_with_prompts_takes_longer_than_its_kernels_by_the_profile_s_shar
     assert times[0] - gap == pytest.approx((times[1] - gap) * (1 + table.mixed_slower))
 
 
+def test_a_machine_s_own_gap_between_steps_stands_for_the_profile_s_whatever_its_speed() -> None:
+    def gap_s(host: dict[str, float]) -> float:
+        return float(cost_of(host).decode_add_s[1])
+
+    assert gap_s({"speed": 2.0}) == pytest.approx(gap_s({}) / 2.0)
+    assert gap_s({"step_gap_s": 0.35e-3}) == pytest.approx(0.35e-3)
+    assert gap_s({"step_gap_s": 0.35e-3, "speed": 2.0}) == pytest.approx(0.35e-3)
+    assert gap_s({"step_gap_s": 0.0}) == 0.0
+
+
 def test_hosts_of_the_measured_machines_and_of_rows_that_state_theirs() -> None:
     assert host_of({}, "h200_sxm", "x")["speed"] > 1.0
-    assert host_of({}, "h100_sxm", "x")["stall_rate_hz"] > 0.0
+    assert host_of({}, "h100_sxm", "x")["stall_rate_hz"] > 0.0 and host_of({}, "h100_sxm", "x")["step_gap_s"] > 0.0
+    assert host_of({"host_step_gap_s": 1e-4}, "h100_sxm", "x") == {"step_gap_s": 1e-4}
     assert host_of({}, "b200_sxm", "x") == {}
     assert host_of({"host_speed": 1.7}, "h100_sxm", "x") == {"speed": 1.7}
     with pytest.raises(InputError, match="speed"):
