@@ -113,6 +113,8 @@ class CostsFile(Schema):
     experts: ExpertsFile = ExpertsFile()
     #: measured rows of its experts have the router's choice in them (softmax and top-k), so it costs nothing more
     router_choice_in_rows: bool = False
+    #: what choosing by softmax scores in groups (DeepSeek-V2) takes more in a layer than by the engine's own kernel
+    grouped_choice_s: GpuSeconds = 0.0
     expert_backends: dict[str, ExpertBackend] = Field(default_factory=dict)
 
     # Host work of steps

@@ -56,6 +56,7 @@ class EngineCosts:
     decode_routing: str = "independent"
     experts: ExpertParallelism = field(default_factory=ExpertParallelism)
     router_choice_in_rows: bool = False
+    grouped_choice_s: float = 0.0
     expert_kernels: str = ""
     expert_routing_s: float = 0.0
     expert_token_s: float = 0.0

@@ -31,6 +31,10 @@ class RoutedParts(Parts):
         derived = kind == "mxfp4" or form.widened_per_s > 0.0  # from rows of other formats, less what these do beside
         inside = self.costs.router_choice_inside or (self.costs.router_choice_in_rows and not derived)
         yield self.stream("top-k of the router", 0 if inside else layers, 2 * moe.experts * 4.0)
+        grouped_s = self.costs.grouped_choice_s
+        if grouped_s and m.softmax_in_groups:
+            place = f"engine profile {self.costs.name}"
+            yield Operator("choice among groups", layers, lambda t: experts.fixed_time(grouped_s, t), place)
         if moe.shared_width:
             yield from self.mlp(SHARED, layers, moe.shared_width)
         fixed_s, token_s = self.costs.expert_routing_s, self.costs.expert_token_s

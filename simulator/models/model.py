@@ -97,6 +97,12 @@ class Model:
         return self.moe is not None and layer >= self.moe.first_dense_layers
 
     @property
+    def softmax_in_groups(self) -> bool:
+        """Whether experts are chosen by softmax scores in groups, be it one: DeepSeek-V2. V3 and what followed choose
+        by sigmoid scores and a bias."""
+        return self.mla is not None and self.moe is not None and not self.details.router_bias
+
+    @property
     def moe_layers(self) -> int:
         """Number of layers with routed experts."""
         return 0 if self.moe is None else max(self.layers - self.moe.first_dense_layers, 0)

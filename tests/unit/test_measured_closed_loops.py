@@ -18,10 +18,13 @@ def replayed(name: str, **changes: Any) -> WorkloadResult:
     return replay({**row_of(FOLDER, workload=name), **changes}, FOLDER)
 
 
-@pytest.mark.parametrize("name", ["drawn_c16", "fixed_c32", "drawn_c64", "long_drawn_c4"])
-def test_closed_loops_over_http(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "most"), [("drawn_c16", 8), ("fixed_c32", 8), ("drawn_c64", 8), ("long_drawn_c4", 15)]
+)
+def test_closed_loops_over_http(name: str, most: float) -> None:
+    # the last has 40 requests: which of them share steps decides
     found = replayed(name)
-    assert abs(error(found, "ttft")) < 10 and abs(error(found, "ttft", "p99")) < 10
+    assert abs(error(found, "ttft")) < most and abs(error(found, "ttft", "p99")) < 10
     assert abs(error(found, "tpot")) < 12
 
 
