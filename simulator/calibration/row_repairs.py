@@ -16,7 +16,7 @@ JUMP = 1.25
 SAME_CHIP = {("h100_sxm", "vllm", "fp8"): "h200_sxm"}
 SAME_CHIP_ROWS = 512
 #: (GPU, backend, format) -> the backend that timed the same products of the same library and whose rows are steady.
-#: A quarter of vLLM's bf16 rows on Hopper take 6 to 20 % longer than their neighbours, at random: other ones on an H100
+#: A fifth of vLLM's bf16 rows on Hopper take 5 to 18 % longer than their neighbours, at random: other ones on an H100
 #: than on an H200, and none of those of TensorRT-LLM or of our own H200 (docs/calibration.md).
 STEADY = {("h100_sxm", "vllm", "bfloat16"): "trtllm", ("h200_sxm", "vllm", "bfloat16"): "trtllm"}
 #: Rows up to which weights, not arithmetic, take the time, of so many numbers.

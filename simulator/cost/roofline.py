@@ -161,11 +161,13 @@ def l2_miss(gpu: Gpu, moved: Floats, share: float) -> Floats:
 def stream_time(gpu: Gpu, kernel: Mapping[str, float], moved: ArrayLike, launches: float = 1.0) -> Time:
     """A memory-bound pass (norm, activation, sampling) of ``moved`` bytes. Parameters: t0_s, memory; l2_share,
     cached_bytes_per_sm_s: bytes that fit in so much of the L2 lie there, where the kernel before left them, and each
-    processor moves so many a second."""
+    processor moves so many a second. Profiles that were calibrated before these two go by memory alone."""
     size = np.asarray(moved, dtype=np.float64)
-    miss = l2_miss(gpu, size, kernel["l2_share"])
-    read = miss / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
-    memory = size * (read + (1.0 - miss) / (kernel["cached_bytes_per_sm_s"] * gpu.sms))
+    memory = size / (kernel["memory"] * gpu.memory_bandwidth_bytes_per_s)
+    if "l2_share" in kernel:
+        cached = size / (kernel["cached_bytes_per_sm_s"] * gpu.sms)
+        miss = l2_miss(gpu, size, kernel["l2_share"])
+        memory = miss * memory + (1.0 - miss) * cached
     return _time(kernel["t0_s"] * launches, 0.0 * memory, memory, 1.0, 0.0, size)
 
 

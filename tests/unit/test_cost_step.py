@@ -238,6 +238,8 @@ def test_small_passes_move_at_the_speed_of_the_second_level_cache_and_large_ones
     small, large = (float(stream_time(gpu, parameters, size).seconds) - parameters["t0_s"] for size in (20e6, 500e6))
     assert 20e6 / small == pytest.approx(parameters["cached_bytes_per_sm_s"] * gpu.sms, rel=0.01)
     assert 500e6 / large == pytest.approx(parameters["memory"] * gpu.memory_bandwidth_bytes_per_s, rel=0.01)
+    plain = {name: parameters[name] for name in ("t0_s", "memory")}
+    assert float(stream_time(gpu, plain, 20e6).seconds) > parameters["t0_s"] + small
     sizes = np.geomspace(1e5, 1e9, 200)
     seconds = stream_time(gpu, parameters, sizes).seconds
     assert (np.diff(seconds) > 0).all()
