@@ -51,7 +51,7 @@ TAKEN = ("decode_attention/vllm/bf16",)
 #: and the same shares of either peak (docs/calibration.md).
 MEASURED_ON = {"h200_sxm": "h200_sxm", "h100_sxm": "h200_sxm"}
 #: Kernels of whole steps of vLLM: in them decode attention takes longer than alone.
-STEPS = "h200_sxm_vllm/kernels.csv"
+STEPS = "h200_sxm_vllm"
 DATA = "aiconfigurator 0.12.0 (NVIDIA, Apache-2.0), see NOTICE"
 
 
@@ -78,7 +78,7 @@ def measured_here(gpu: str) -> list[Fitted]:
         return []
     folder, bare = shipped("hardware_profiles") / "measured", replace(load_gpu(on), kernels=None)
     rows = [r for r in measured_rows.decode_rows(read_measured(folder / on), bare) if r.name in TAKEN]
-    steps = attention_in_steps(folder / STEPS)
+    steps = attention_in_steps(read_measured(folder / STEPS))
     found = [as_in_steps(fit_measured(r), steps, bare) for r in rows]
     return found if on == gpu else [_carried_over(fitted) for fitted in found]
 

@@ -8,7 +8,6 @@ the GPU's memory. Both were measured on one chip (docs/calibration.md).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -31,12 +30,12 @@ class InSteps:
     launch_s: float
 
 
-def attention_in_steps(kernels: Path) -> pd.DataFrame:
+def attention_in_steps(measured: Measured) -> pd.DataFrame:
     """Decode attention of whole steps as rows of the measuring program: a line a batch, microseconds a layer.
 
-    ``kernels``: a CSV of model, seqs, context, kernel, launches of a step and mean_us. MLA models are left out.
+    From the table ``kernels``: model, seqs, context, kernel, launches of a step and mean_us. MLA models are left out.
     """
-    table = pd.read_csv(kernels)
+    table = measured.table("kernels")
     lines = []
     for (name, seqs, context), group in table[table["kernel"].isin(ATTENTION)].groupby(["model", "seqs", "context"]):
         model = load_model(str(name))

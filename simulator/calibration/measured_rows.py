@@ -7,6 +7,7 @@ throughout: kernels rotate through several sets of weights and caches.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,7 @@ from simulator.calibration.kernel_rows import (
 )
 from simulator.calibration.measured import Measured
 from simulator.cost.collectives import RING, link_bandwidth
-from simulator.cost.kernels import gemm_format
+from simulator.cost.kernels import gemm_format, kernels_of
 from simulator.cost.roofline import (
     Chunks,
     MoeShape,
@@ -53,8 +54,6 @@ BACKEND = {"own": "torch", "vllm": "vllm"}
 #: Efficiency over earlier tokens beside that over a chunk's own, where both were measured.
 PAST = Parameter(0.95, 0.3, 1.3)
 _HEAD_COLUMNS = {"heads": "heads", "kv_heads": "kv_heads", "head_dim": "width", "batch": "batch"}
-#: What small passes find in the L2, in a step as in a loop on the same data (``default.kernels.yaml``).
-_CACHED = {"l2_share": 0.85, "cached_bytes_per_sm_s": 5.7e10}
 #: Cold data never come out of the L2: these say nothing, and keep what the tables of others have.
 _COLD = {"l2_share": 0.9, "l2_speed": 2.0}
 
@@ -196,5 +195,8 @@ def element_rows(measured: Measured, gpu: Gpu) -> Iterator[Rows]:
     parameters = {"t0_s": Parameter(2e-6, 2e-7, 1e-4), "memory": Parameter(0.8, 0.05, 1.5)}
     columns = {"moved": moved, "width": per_token}
     name = "elementwise/any/any"
+    # what small passes find in the L2, in a step as in a loop on the same data, is every profile's
+    shipped = kernels_of(replace(gpu, kernels=None)).find("elementwise", "any", "any").parameters
+    fixed = {key: shipped[key] for key in ("l2_share", "cached_bytes_per_sm_s")}
     shape = {"width": 1.0}
-    yield Rows(name, columns, seconds(table), shape, "moved", None, roofline, parameters, _CACHED, measured.about)
+    yield Rows(name, columns, seconds(table), shape, "moved", None, roofline, parameters, fixed, measured.about)

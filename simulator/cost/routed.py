@@ -31,15 +31,13 @@ class RoutedParts(Parts):
         derived = kind == "mxfp4" or form.widened_per_s > 0.0  # from rows of other formats, less what these do beside
         inside = self.costs.router_choice_inside or (self.costs.router_choice_in_rows and not derived)
         yield self.stream("top-k of the router", 0 if inside else layers, 2 * moe.experts * 4.0)
-        grouped_s = self.costs.grouped_choice_s
+        place, grouped_s = f"engine profile {self.costs.name}", self.costs.grouped_choice_s
         if grouped_s and m.softmax_in_groups:
-            place = f"engine profile {self.costs.name}"
             yield Operator("choice among groups", layers, lambda t: experts.fixed_time(grouped_s, t), place)
         if moe.shared_width:
             yield from self.mlp(SHARED, layers, moe.shared_width)
         fixed_s, token_s = self.costs.expert_routing_s, self.costs.expert_token_s
         if fixed_s or token_s:
-            place = f"engine profile {self.costs.name}"
             yield Operator("sorting by expert", layers, lambda t: experts.fixed_time(fixed_s, t, token_s), place)
         aligned = self.costs.expert_block_rows > 0 and kind == "fp8_block" and not self.deepep
         if aligned or (self.deepep and self.costs.experts.grouped):

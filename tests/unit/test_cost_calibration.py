@@ -138,7 +138,7 @@ def test_rows_of_experts_keep_a_choice_as_long_as_an_engine_s() -> None:
 
 def test_decode_attention_is_fitted_to_what_it_takes_in_steps() -> None:
     place = shipped("hardware_profiles") / "measured"
-    steps = attention_in_steps(place / STEPS)
+    steps = attention_in_steps(read_measured(place / STEPS))
     assert set(steps["kv_heads"]) == {4, 8}, "the MLA model has kernels of its own"
     one = steps[(steps["kv_heads"] == 8) & (steps["batch"] == 64) & (steps["context"] == 1051)]
     assert one["median_us"].tolist() == [pytest.approx(80.99 + 3.04)]
