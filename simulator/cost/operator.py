@@ -44,6 +44,15 @@ class Operator:
 
         return replace(self, time=time, origin=f"{self.origin}; or {other.origin} where it is slower")
 
+    def towards_slower(self, other: Operator, share: Callable[[Floats], Floats]) -> Operator:
+        """This kernel, and of what ``other`` takes beyond it the share that ``share`` says for each count."""
+
+        def time(counts: Floats) -> Time:
+            one = self.time(counts)
+            return one.longer(share(counts) * np.maximum(other.time(counts).seconds - one.seconds, 0.0))
+
+        return replace(self, time=time, origin=f"{self.origin}; part of the way to {other.origin} where it is slower")
+
     def at_full_clocks(self, ranks: int) -> Operator:
         """A product whose table rows beyond some count were measured at the power limit: more tokens (shared by
         ``ranks``) take as long for each as that count."""

@@ -98,7 +98,7 @@ class Step(RoutedParts):
         if self.costs.shared_experts == "beside":
             found = tuple(self._beside(op) if op.name.startswith(SHARED) else op for op in found)
         identical = self.costs.decode_routing == "identical"
-        if not self.model.moe_layers or not (identical or self._waits_for_busiest):
+        if not self.model.moe_layers or not (identical or self._waits_for_busiest or self._chosen_by_chance):
             return found
         experts = self.routed_experts(self.model.moe_layers, identical=identical)
         return tuple(experts if op.name == experts.name else op for op in found)

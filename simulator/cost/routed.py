@@ -39,14 +39,10 @@ class RoutedParts(Parts):
         fixed_s, token_s = self.costs.expert_routing_s, self.costs.expert_token_s
         if fixed_s or token_s:
             yield Operator("sorting by expert", layers, lambda t: experts.fixed_time(fixed_s, t, token_s), place)
-        aligned = self.costs.expert_block_rows > 0 and kind == "fp8_block" and not self.deepep
-        if aligned or (self.deepep and self.costs.experts.grouped):
+        if self._grouped:
             yield self._grouped_experts(layers)
         else:
-            routed = self.routed_experts(layers)
-            yield (
-                routed.or_slower(self.routed_experts(layers, routing="balanced")) if self._waits_for_busiest else routed
-            )
+            yield self._prompts_experts(layers)
         if self.deepep:
             yield from self.deepep_exchange(layers, low_latency=False)
         elif self.parallel.dp > 1:
@@ -76,6 +72,33 @@ class RoutedParts(Parts):
         """Whether a step with prompts waits for the GPU whose experts have most to do: where they are spread, skewed
         rows of the tables are those of a GPU that may have less to do than the mean."""
         return self.costs.routing == "busiest" and self.routing == "skewed" and self.parallel.ep > 1
+
+    @property
+    def _grouped(self) -> bool:
+        """Whether experts are computed by grouped GEMMs."""
+        aligned = self.costs.expert_block_rows > 0 and self.expert_format[0] == "fp8_block" and not self.deepep
+        return aligned or (self.deepep and self.costs.experts.grouped)
+
+    @cached_property
+    def _chosen_by_chance(self) -> bool:
+        """Whether the rows are of choices that give all experts equally many rows to the last one, as no router does.
+        Those of ``simulate calibrate`` are of random choices."""
+        if self._grouped or self.routing != "balanced":
+            return False
+        even, skewed = (self.experts_kernel(routing)[0].name for routing in ("balanced", "skewed"))
+        twins = even.endswith("-balanced") and skewed == f"{even.removesuffix('balanced')}skewed"
+        return twins and "/torch/" not in even
+
+    def _prompts_experts(self, layers: int) -> Operator:
+        """Fused experts of a step with prompts."""
+        routed = self.routed_experts(layers)
+        if self._waits_for_busiest:
+            return routed.or_slower(self.routed_experts(layers, routing="balanced"))
+        if not self._chosen_by_chance:
+            return routed
+        shape = self.moe_shape()
+        skewed = self.routed_experts(layers, routing="skewed")
+        return routed.towards_slower(skewed, lambda tokens: experts.by_chance(shape, tokens))
 
     def experts_kernel(self, routing: str = "") -> tuple[Kernel, GemmFormat]:
         kind, form = self.expert_format

@@ -12,8 +12,9 @@ from measured_rows import MEASURED
 
 from simulator.cost.deepep import ExpertExchange
 from simulator.cost.engine_costs import load_engine_costs
-from simulator.cost.experts import ExpertParallelism, aligned_work, further_tiles, imbalance, padded
+from simulator.cost.experts import BY_CHANCE, ExpertParallelism, aligned_work, further_tiles, imbalance, padded
 from simulator.cost.kernels import kernels_of
+from simulator.cost.operator import Operator
 from simulator.cost.operators import Step
 from simulator.cost.roofline import MoeShape, active_experts
 from simulator.cost.step import build_step_cost, decode_step_seconds, explain_step, mixed_step_seconds
@@ -237,3 +238,58 @@ def test_further_tiles_take_as_much_longer_as_measured(name: str, model: str) ->
     longer_us = measured_us[tokens[1:]].to_numpy() - measured_us[16]
     assert found_us[1:] - found_us[0] == pytest.approx(longer_us, abs=6.0)
     assert (longer_us > 10.0).all()
+
+
+RANDOM = {
+    "qwen3-30b": ("qwen3-30b-a3b", "bf16", 1),
+    "qwen3-235b-tp2": ("qwen3-235b-a22b", "fp8_block", 2),
+    "qwen3-235b-tp4": ("qwen3-235b-a22b", "fp8_block", 4),
+}
+
+
+def steps_of_random_choices(name: str) -> tuple[Step, pd.DataFrame]:
+    model, weights, tp = RANDOM[name]
+    rows = pd.read_csv(MEASURED / "h200_sxm_vllm" / "experts.csv")
+    rows = rows[(rows["model"] == name) & (rows["routing"] == "uniform") & (rows["tiles"] == "tuned")]
+    costs = load_engine_costs("vllm-0.25")
+    return Step(load_model(model), load_gpu("h200_sxm"), Precision(weights), Parallel(tp=tp), costs), rows
+
+
+def of_a_step(step: Step, *, prompts: bool) -> Operator:
+    return next(op for op in (step.token_operators if prompts else step.decode_token_operators) if op.name == "experts")
+
+
+def test_random_choices_fill_tiles_worse_than_even_ones_as_measured() -> None:
+    """Rows of the public tables give every expert equally many rows; random ones take longer from a full tile on."""
+    even, chance = [], []
+    for name in RANDOM:
+        step, rows = steps_of_random_choices(name)
+        rows = rows[rows["tokens"] >= 1024]
+        tokens, measured_us = rows["tokens"].to_numpy(np.float64), rows["median_us"].to_numpy()
+        even += list(of_a_step(step, prompts=False).time(tokens).seconds * 1e6 / measured_us - 1.0)
+        chance += list(of_a_step(step, prompts=True).time(tokens).seconds * 1e6 / measured_us - 1.0)
+    assert np.mean(even) < -0.06 and abs(np.mean(chance)) < 0.02
+    assert np.mean(np.abs(chance)) < 0.65 * np.mean(np.abs(even))
+
+
+def test_chance_is_part_of_the_way_to_skewed_choices_and_nothing_while_tiles_are_half_empty() -> None:
+    step, _ = steps_of_random_choices("qwen3-235b-tp2")
+    tokens = np.array([16.0, 128.0, 512.0, 768.0, 1024.0, 4096.0])  # 1, 8, 32, 48, 64 and 256 rows an expert
+    even, skewed = (step.routed_experts(1, routing=name).time(tokens).seconds for name in ("balanced", "skewed"))
+    part = (of_a_step(step, prompts=True).time(tokens).seconds - even) / np.maximum(skewed - even, 0.0).clip(1e-12)
+    assert part == pytest.approx([0.0, 0.0, 0.0, BY_CHANCE / 2, BY_CHANCE, BY_CHANCE], abs=1e-9)
+    assert of_a_step(step, prompts=False).time(tokens).seconds == pytest.approx(even, rel=1e-12)
+    assert "part of the way" in of_a_step(step, prompts=True).origin
+
+
+@pytest.mark.parametrize(
+    ("engine", "model", "gpu", "weights"),
+    [
+        ("vllm-0.25", "gpt-oss-120b", "h100_sxm", "mxfp4"),  # Marlin's own rates
+        ("sglang", "deepseek-v3", "h200_sxm", "fp8_block"),  # rows of skewed choices already
+        ("vllm-0.12", "qwen3-235b-a22b", "h200_sxm", "fp8_block"),  # grouped products, laid out for the worst case
+    ],
+)
+def test_chance_is_for_rows_of_even_choices_alone(engine: str, model: str, gpu: str, weights: str) -> None:
+    step = Step(load_model(model), load_gpu(gpu), Precision(weights), Parallel(tp=8), load_engine_costs(engine))
+    assert "part of the way" not in of_a_step(step, prompts=True).origin
