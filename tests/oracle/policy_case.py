@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
@@ -44,11 +45,25 @@ def policy_cluster(
     return Cluster(plan, case.trace, Arrivals(), options)
 
 
+#: Share of the cases of long tests that a run draws: SIMULATOR_CASES=1 draws all of them, an hour on two slow cores.
+CASES = float(os.environ.get("SIMULATOR_CASES", "0.4"))
+
+
+def fewer(examples: int) -> int:
+    """How many of a long test's cases this run draws."""
+    return max(1, round(CASES * examples))
+
+
 def some(examples: int) -> settings:
     """The same cases on every run; a failing one is told as drawn."""
     phases = [Phase.explicit, Phase.generate]
     checks = list(HealthCheck)
     return settings(max_examples=examples, deadline=None, derandomize=True, phases=phases, suppress_health_check=checks)
+
+
+def thorough(examples: int) -> settings:
+    """``some`` of a long test."""
+    return some(fewer(examples))
 
 
 @compiled

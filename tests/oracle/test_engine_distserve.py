@@ -7,7 +7,7 @@ from distserve_scheduler import StageCase
 from engine_case import as_case, assert_equal
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from policy_case import assert_empty, run_policy, some
+from policy_case import assert_empty, run_policy, some, thorough
 from random_cases import cases
 
 from simulator.errors import InputError
@@ -56,7 +56,7 @@ def test_both_stages(case, macro, told):
 
 
 @pytest.mark.slow
-@some(2000)
+@thorough(2000)
 @given(stage_cases(max_requests=40), st.booleans(), st.booleans())
 def test_thousands(case, macro, told):
     check(case, macro, told)

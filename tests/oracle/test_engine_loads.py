@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from engine_case import as_case, assert_all_given_back, assert_equal
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from policy_case import assert_empty, policy_cluster
+from policy_case import assert_empty, policy_cluster, some, thorough
 from random_cases import cases
 from test_engine_trt import trt_cases, trt_settings
 from trt_scheduler import TrtCase
@@ -79,11 +79,6 @@ def loads_of(draw, options, requests):
     return options, marked
 
 
-def some(examples):
-    phases, checks = [Phase.explicit, Phase.generate], list(HealthCheck)
-    return settings(max_examples=examples, deadline=None, derandomize=True, phases=phases, suppress_health_check=checks)
-
-
 def check(case, macro, told):
     options, requests = case
     if options.get("disaggregated") and sum(options["transfer"].values()) == 0:
@@ -134,14 +129,14 @@ def test_tensorrt_llm(case, macro, told):
 
 
 @pytest.mark.slow
-@some(2000)
+@thorough(2000)
 @given(trt_loading_cases(), st.booleans(), st.booleans())
 def test_many_of_tensorrt_llm(case, macro, told):
     check_trt(case, macro, told)
 
 
 @pytest.mark.slow
-@some(600)
+@thorough(600)
 @given(loading_cases(max_requests=30), st.booleans(), st.booleans())
 def test_many(case, macro, told):
     check(case, macro, told)

@@ -9,9 +9,10 @@ import pytest
 from engine_case import as_case, assert_all_given_back, assert_equal
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from policy_case import some, thorough
 from priority_stepper import run_by_priority
 from random_cases import TRANSFERS, cases
-from test_engine_vllm import some, takes_time
+from test_engine_vllm import takes_time
 from vllm_scheduler import Role
 
 from simulator.cluster.plan import ClusterPlan
@@ -143,7 +144,7 @@ def test_where_blocks_of_decode_engines_are_short_all_the_time(case, macro, told
 
 
 @pytest.mark.slow
-@some(2000)
+@thorough(2000)
 @given(tight(disaggregated=True), st.booleans(), st.booleans(), st.booleans())
 def test_thousands_at_decode_engines(case, macro, told, defer):
     check(case, macro, told, ALL, defer)

@@ -7,6 +7,7 @@ import pytest
 from engine_sglang import hand_over, run_engine
 from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
+from policy_case import fewer
 from sglang_case import differences, read_case
 from sglang_memory import OutOfMemoryError
 from sglang_stepper import run_case
@@ -126,7 +127,7 @@ def test_at_the_power_limit_it_equals_the_oracle(drawn, macro, told):
 
 
 @pytest.mark.slow
-@settings(max_examples=3000, phases=[Phase.explicit, Phase.generate], **SOME)
+@settings(max_examples=fewer(3000), phases=[Phase.explicit, Phase.generate], **SOME)
 @given(cases(), st.booleans(), st.booleans())
 def test_thousands(drawn, macro, told):
     check(drawn, macro, told)

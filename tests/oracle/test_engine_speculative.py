@@ -7,7 +7,7 @@ import pytest
 from engine_case import as_case
 from hypothesis import given
 from hypothesis import strategies as st
-from policy_case import assert_empty, run_policy, some
+from policy_case import assert_empty, run_policy, some, thorough
 from random_cases import cases
 from speculative_stepper import run
 
@@ -88,7 +88,7 @@ def test_equals_the_stepper(case, told):
 
 
 @pytest.mark.slow
-@some(2000)
+@thorough(2000)
 @given(speculative_cases(max_requests=40), st.booleans())
 def test_thousands(case, told):
     check(case, told)

@@ -8,7 +8,7 @@ import pytest
 from engine_case import as_case, assert_equal
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from policy_case import assert_empty, run_policy, some
+from policy_case import assert_empty, run_policy, some, thorough
 from random_cases import cases
 from splitwise_scheduler import MachineCase
 
@@ -68,7 +68,7 @@ def test_prompt_and_token_machines(case, macro, told):
 
 
 @pytest.mark.slow
-@some(2000)
+@thorough(2000)
 @given(machine_cases(max_requests=40), st.booleans(), st.booleans())
 def test_thousands(case, macro, told):
     check(case, macro, told)

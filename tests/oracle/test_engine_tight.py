@@ -8,19 +8,14 @@ from __future__ import annotations
 import pytest
 from engine_case import as_case, assert_all_given_back, run_engine
 from engine_sglang import hand_over
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from policy_case import some
 from random_cases import STEP_TIMES, TRANSFERS
 from test_engine_sglang import check as check_sglang
 from test_engine_sglang import given_back
 from test_engine_speculative import check as check_speculative
 from test_engine_vllm import check as check_vllm
-
-
-def some(examples: int) -> settings:
-    """The same cases on every run."""
-    phases, checks = [Phase.explicit, Phase.generate], list(HealthCheck)
-    return settings(max_examples=examples, deadline=None, derandomize=True, phases=phases, suppress_health_check=checks)
 
 
 @st.composite

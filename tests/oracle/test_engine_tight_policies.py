@@ -11,7 +11,8 @@ import test_engine_vllm_v0
 import test_sglang_aborts
 from hypothesis import given
 from hypothesis import strategies as st
-from test_engine_tight import some, tight_cases, tight_sglang_cases
+from policy_case import some
+from test_engine_tight import tight_cases, tight_sglang_cases
 from test_fault_stepper import check as check_faults
 from test_fault_stepper import crash, moments
 from vllm_scheduler import Role

@@ -8,7 +8,7 @@ import pytest
 from engine_case import as_case, assert_equal
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from policy_case import assert_empty, run_policy, some
+from policy_case import assert_empty, run_policy, some, thorough
 from random_cases import cases
 from trt_scheduler import TrtCase
 
@@ -85,7 +85,7 @@ def test_context_and_generation_servers(case, macro, told):
 
 
 @pytest.mark.slow
-@some(2000)
+@thorough(2000)
 @given(trt_cases(max_requests=40), st.booleans(), st.booleans())
 def test_thousands(case, macro, told):
     check(case, macro, told)

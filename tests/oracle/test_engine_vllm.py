@@ -7,20 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 from engine_case import as_case, assert_all_given_back, assert_equal, run_engine
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from policy_case import some, thorough
 from random_cases import cases
 from table_seconds import table_launch, table_pace, table_seconds
 from vllm_stepper import run_case
 
 from simulator.cost.table import StepCostTable
-
-
-def some(examples: int) -> settings:
-    """The same cases on every run; a failing one is told as drawn (shrinking them takes minutes)."""
-    phases = [Phase.explicit, Phase.generate]
-    checks = list(HealthCheck)
-    return settings(max_examples=examples, deadline=None, derandomize=True, phases=phases, suppress_health_check=checks)
 
 
 def takes_time(options) -> bool:
@@ -50,7 +44,7 @@ def test_disaggregated(case, macro, told, defer):
 
 
 @pytest.mark.slow
-@some(2000)
+@thorough(2000)
 @given(cases(max_requests=40), st.booleans(), st.booleans(), st.booleans())
 def test_thousands(case, macro, told, defer):
     check(case, macro, told, defer)

@@ -9,7 +9,7 @@ import pytest
 from engine_case import as_case, assert_equal
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from policy_case import assert_empty, run_policy, some
+from policy_case import assert_empty, run_policy, some, thorough
 from random_cases import cases
 from vllm_v0_scheduler import PromptsFirstCase
 
@@ -62,7 +62,7 @@ def test_prompts_first(case, macro, told):
 
 
 @pytest.mark.slow
-@some(2000)
+@thorough(2000)
 @given(colocated_cases(max_requests=40), st.booleans(), st.booleans())
 def test_thousands(case, macro, told):
     check(case, macro, told)

@@ -12,7 +12,7 @@ from engine_case import as_case
 from fault_stepper import FaultCase
 from hypothesis import given
 from hypothesis import strategies as st
-from policy_case import some
+from policy_case import some, thorough
 from random_cases import cases
 
 from simulator.cluster.faults.plan import Event, FaultPlan, Health
@@ -103,7 +103,7 @@ def test_clients_that_leave(case, leave, macro):
 
 
 @pytest.mark.slow
-@some(1000)
+@thorough(1000)
 @given(cases(disaggregated=False), st.lists(crash, max_size=4), st.lists(spell, max_size=3), leavers, st.booleans())
 def test_all_at_once(case, crashes, spells, leave, macro):
     check(case, crashes, spells, leave, macro)

@@ -10,7 +10,7 @@ from engine_case import as_case, assert_all_given_back, assert_equal
 from handover_stepper import run_push
 from hypothesis import given
 from hypothesis import strategies as st
-from policy_case import some
+from policy_case import some, thorough
 from random_cases import cases
 
 from simulator.cluster.run import Cluster, RunOptions
@@ -54,7 +54,7 @@ def test_pushed_layers(case, times, layers, macro, told):
 
 
 @pytest.mark.slow
-@some(600)
+@thorough(600)
 @given(
     cases(disaggregated=True, max_requests=40), st.sampled_from(TIMES), st.sampled_from([0, 1, 4, 32]), st.booleans()
 )

@@ -12,6 +12,7 @@ import pytest
 from engine_sglang import END_S, content_of, make_engine, steps_of
 from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
+from policy_case import fewer
 from sglang_aborts import run_aborts
 from sglang_case import read_case
 from sglang_memory import OutOfMemoryError
@@ -123,7 +124,7 @@ def test_random_cases_equal_the_stepper(drawn, macro, told):
 
 
 @pytest.mark.slow
-@settings(max_examples=3000, phases=[Phase.explicit, Phase.generate], **SOME)
+@settings(max_examples=fewer(3000), phases=[Phase.explicit, Phase.generate], **SOME)
 @given(left(), st.booleans(), st.booleans())
 def test_thousands(drawn, macro, told):
     check(drawn, macro, told)
