@@ -28,8 +28,8 @@ LARGEST_TILE = 128
 
 #: The tables' even choices fill their tiles to the last row; by chance every other expert needs one more. Measured for
 #: random choices (measured/h200_sxm_vllm/experts.csv, Qwen3-30B in bf16 and Qwen3-235B in fp8 at TP 2 and 4, 1,024 to
-#: 8,192 tokens): so much of what the tables' skewed rows take longer (0.56 with tuned tiles, 0.68 with the default; with
-#: a kernel of our own 0.6 to 0.7 for one and two tiles an expert and 0.9 to 1 beyond, h200_vllm_repeats/experts_even.csv).
+#: 8,192 tokens): so much of what the tables' skewed rows take longer (0.56 with tuned tiles, 0.68 with the default;
+#: a kernel of our own: 0.6 to 0.7 with one and two tiles an expert, then 0.9 to 1, h200_vllm_repeats/experts_even.csv).
 BY_CHANCE, CHANCE_TILE = 0.6, 64.0
 
 
