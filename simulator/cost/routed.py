@@ -86,8 +86,7 @@ class RoutedParts(Parts):
         if self._grouped or self.routing != "balanced":
             return False
         even, skewed = (self.experts_kernel(routing)[0].name for routing in ("balanced", "skewed"))
-        twins = even.endswith("-balanced") and skewed == f"{even.removesuffix('balanced')}skewed"
-        return twins and "/torch/" not in even
+        return even != skewed == even.replace("-balanced", "-skewed") and "/torch/" not in even
 
     def _prompts_experts(self, layers: int) -> Operator:
         """Fused experts of a step with prompts."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from long_tests import fewer
 
 from simulator.cluster.result import COMPLETED
 from simulator.validation.fault_laws import broken_laws
@@ -52,7 +52,7 @@ def test_faults_that_never_come_change_nothing(case: Case) -> None:
 
 
 @pytest.mark.slow
-@any_plan(round(1500 * float(os.environ.get("SIMULATOR_CASES", "0.4"))))  # as in tests/oracle/policy_case.py
+@any_plan(fewer(1500))
 @given(cases())
 def test_hundreds_of_plans(case: Case) -> None:
     assert broken_laws(run_case(case)) == []

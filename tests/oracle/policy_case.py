@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
+from long_tests import fewer
 
 from simulator.cluster.plan import ClusterPlan, KvTransferPlan, Route, WorkerPlan
 from simulator.cluster.run import Cluster, RunOptions
@@ -43,15 +43,6 @@ def policy_cluster(
     plan = ClusterPlan(Topology(name=case.name, pools=pools, routing=routing), workers, transfer)
     options = RunOptions(macro=macro, one_output_content=OUTPUT_CONTENT, tell_finished=told)
     return Cluster(plan, case.trace, Arrivals(), options)
-
-
-#: Share of the cases of long tests that a run draws: SIMULATOR_CASES=1 draws all of them, an hour on two slow cores.
-CASES = float(os.environ.get("SIMULATOR_CASES", "0.4"))
-
-
-def fewer(examples: int) -> int:
-    """How many of a long test's cases this run draws."""
-    return max(1, round(CASES * examples))
 
 
 def some(examples: int) -> settings:

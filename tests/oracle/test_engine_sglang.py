@@ -5,17 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from engine_sglang import hand_over, run_engine
-from hypothesis import HealthCheck, Phase, given, reject, settings
+from hypothesis import given, reject
 from hypothesis import strategies as st
-from policy_case import fewer
+from policy_case import some, thorough
 from sglang_case import differences, read_case
 from sglang_memory import OutOfMemoryError
 from sglang_stepper import run_case
 from test_sglang_stepper import CASES
 
 from simulator.cost.table import StepCostTable
-
-SOME = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 
 
 def given_back(engine, case) -> None:
@@ -94,7 +92,7 @@ def want_rows(rows):
     return [{k: v for k, v in row.items() if k != "times"} for row in rows]
 
 
-@settings(max_examples=150, phases=[Phase.explicit, Phase.generate], **SOME)
+@some(150)
 @given(cases(), st.booleans(), st.booleans())
 def test_random_cases_equal_the_oracle(drawn, macro, told):
     check(drawn, macro, told)
@@ -119,7 +117,7 @@ LIMITED = StepCostTable(
 )
 
 
-@settings(max_examples=60, phases=[Phase.explicit, Phase.generate], **SOME)
+@some(60)
 @given(cases(), st.booleans(), st.booleans())
 def test_at_the_power_limit_it_equals_the_oracle(drawn, macro, told):
     case, requests = drawn
@@ -127,13 +125,13 @@ def test_at_the_power_limit_it_equals_the_oracle(drawn, macro, told):
 
 
 @pytest.mark.slow
-@settings(max_examples=fewer(3000), phases=[Phase.explicit, Phase.generate], **SOME)
+@thorough(3000)
 @given(cases(), st.booleans(), st.booleans())
 def test_thousands(drawn, macro, told):
     check(drawn, macro, told)
 
 
-@settings(max_examples=60, phases=[Phase.explicit, Phase.generate], **SOME)
+@some(60)
 @given(cases(), st.sampled_from([0.01, 3.0]), st.booleans())
 def test_handed_over_requests_all_end_and_leave_nothing_behind(drawn, transfer_s, macro):
     case, requests = drawn

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engine_sglang import END_S, content_of, make_engine, steps_of
-from hypothesis import HealthCheck, Phase, given, reject, settings
+from hypothesis import given, reject
 from hypothesis import strategies as st
-from policy_case import fewer
+from policy_case import some, thorough
 from sglang_aborts import run_aborts
 from sglang_case import read_case
 from sglang_memory import OutOfMemoryError
@@ -21,7 +21,6 @@ from test_engine_sglang import cases, given_back
 from simulator.engine.state import DeskColumns
 
 CASES = sorted(p.parent for p in (Path(__file__).parents[1] / "data" / "sglang_aborts").glob("*/case.json"))
-SOME = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 NEAR_S = 1e-9
 
 
@@ -117,14 +116,14 @@ def check(drawn, macro, told):
     agree(case, requests, stepper, macro, told)
 
 
-@settings(max_examples=200, phases=[Phase.explicit, Phase.generate], **SOME)
+@some(200)
 @given(left(), st.booleans(), st.booleans())
 def test_random_cases_equal_the_stepper(drawn, macro, told):
     check(drawn, macro, told)
 
 
 @pytest.mark.slow
-@settings(max_examples=fewer(3000), phases=[Phase.explicit, Phase.generate], **SOME)
+@thorough(3000)
 @given(left(), st.booleans(), st.booleans())
 def test_thousands(drawn, macro, told):
     check(drawn, macro, told)

@@ -277,8 +277,7 @@ def test_even_choices_are_quick_where_they_fill_their_tiles_and_nowhere_else() -
     rows = pd.read_csv(MEASURED / "h200_vllm_repeats" / "experts_even.csv")
     table = rows.pivot_table(
         index=["width", "hidden", "experts", "top_k", "tokens"], columns="choices", values="median_us"
-    )
-    table = table.reset_index()
+    ).reset_index()
     share = table["tokens"] * table["top_k"] / table["experts"]
     chance, skew = table["random"] / table["even"] - 1.0, table["skewed"] / table["even"] - 1.0
     full = share.isin([64, 128, 256, 512, 1024])

@@ -3,24 +3,16 @@ tell why."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 import pandas as pd
 import pytest
 from measured_rows import MEASURED, error, rows_of, say_what_requests_say
 
-from simulator.validation.workloads import WorkloadResult, replay
+from simulator.validation.workloads import replay
 
 FOLDER = MEASURED / "h200_vllm_repeats"
 #: Mean launch, in milliseconds, of the first measured run of each model, times its host's speed.
 LAUNCH_MS = {"deepseek-v2-lite": 77.6, "qwen3-30b-a3b": 63.1 * 1.25, "llama-3.1-8b": 24.0}
-MODELS = pytest.mark.parametrize("model", LAUNCH_MS)
-
-
-@lru_cache
-def replayed(model: str) -> list[WorkloadResult]:
-    return [replay(row, FOLDER) for row in rows_of(FOLDER) if row["model"] == model]
 
 
 def test_rows_say_what_the_requests_say() -> None:
@@ -35,9 +27,9 @@ def test_the_host_is_as_fast_as_its_launches() -> None:
         assert row["host_speed"] == pytest.approx(LAUNCH_MS[row["model"]] / mean_ms, rel=2e-3)
 
 
-@MODELS
+@pytest.mark.parametrize("model", LAUNCH_MS)
 def test_with_its_launches_known_every_repeat_comes_back(model: str) -> None:
-    found = replayed(model)
+    found = [replay(row, FOLDER) for row in rows_of(FOLDER) if row["model"] == model]
     assert np.mean([abs(error(run, "ttft")) for run in found]) < 4
     assert max(abs(error(run, "ttft")) for run in found) < 6
     assert np.mean([abs(error(run, "tpot")) for run in found]) < 7
